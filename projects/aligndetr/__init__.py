@@ -1,0 +1,5 @@
+"""The Align-DETR model (`modeling`) and its experiments (`configs`).
+
+`projects` itself has no `__init__.py`: as a namespace package it does not hide a
+`projects` folder of your own.
+"""
