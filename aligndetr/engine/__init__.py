@@ -1,0 +1,3 @@
+from .optim import backbone_lr_factor
+
+__all__ = ["backbone_lr_factor"]
