@@ -1,0 +1,21 @@
+"""Parts of a deformable DETR that are not a layer: neck, level flattening, proposals, denoising."""
+
+from .box_refinement import refine_boxes
+from .channel_mapper import ChannelMapper
+from .denoising import DenoisingQueries, make_denoising_queries
+from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
+from .postprocess import select_top_predictions
+from .proposals import propose_from_tokens
+
+__all__ = [
+    "ChannelMapper",
+    "DenoisingQueries",
+    "FeatureLevels",
+    "encoder_reference_points",
+    "make_denoising_queries",
+    "padding_masks",
+    "propose_from_tokens",
+    "refine_boxes",
+    "select_top_predictions",
+    "valid_ratio",
+]

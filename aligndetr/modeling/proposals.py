@@ -1,0 +1,45 @@
+"""Two-stage proposals: a box for each encoder token, before any head has seen it.
+
+Deformable DETR, appendix A.4: the token's own place, and a size that doubles from level to level.
+Shapes: B batch, S tokens over all levels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .levels import cell_centres
+
+BASE_SIZE = 0.05  # width and height of a proposal on the finest level, as a share of the image
+
+
+def propose_from_tokens(
+    padding_mask: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """One proposal per token.
+
+    Args:
+        padding_mask: (B, S) bool, True = padding.
+        spatial_shapes: L pairs (h, w) with sum of h * w equal to S.
+
+    Returns:
+        proposals: (B, S, 4) float32, cxcywh as logits; +inf where unusable, which a sigmoid turns
+            into the box (1, 1, 1, 1). The published models were trained so and such a token can be
+            selected.
+        unusable: (B, S) bool: padding, or a coordinate outside 0.01 ... 0.99.
+    """
+    start, boxes = 0, []
+    for level, shape in enumerate(spatial_shapes):
+        height, width = shape
+        mask = padding_mask[:, start : start + height * width].view(-1, height, width)
+        # The mask's first row and column count the valid cells: an image starts top left.
+        valid_cells = torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], -1)
+        centres = cell_centres(shape, padding_mask.device) / valid_cells[:, None]
+        boxes.append(torch.cat([centres, torch.full_like(centres, BASE_SIZE * 2.0**level)], -1))
+        start += height * width
+    proposals = torch.cat(boxes, 1)
+    inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
+    unusable = padding_mask | ~inside
+    logits = torch.log(proposals / (1 - proposals))
+    return logits.masked_fill(unusable[..., None], float("inf")), unusable

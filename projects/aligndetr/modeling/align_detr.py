@@ -1,0 +1,307 @@
+"""Align-DETR: images in, losses (training) or detections (evaluation) out.
+
+Shapes: B batch, Q matching queries, D denoising queries, K classes, C embed_dim, N decoder layers.
+Boxes are cxcywh in [0, 1] of the unpadded image unless said otherwise.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from aligndetr.layers import MLP, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from aligndetr.modeling import (
+    make_denoising_queries,
+    padding_masks,
+    refine_boxes,
+    select_top_predictions,
+)
+
+
+class AlignDETR(nn.Module):
+    """The detector: backbone, neck, two-stage transformer, one class and box head per layer.
+
+    Args:
+        backbone: images (B, 3, H, W) to a dict of feature maps.
+        position_embedding: padding mask (B, h, w) to (B, C, h, w).
+        neck: the backbone's dict to a list of maps (B, C, h, w).
+        transformer: see `Transformer`; gets this model's heads.
+        embed_dim: C.
+        num_classes: K.
+        num_queries: Q, equal to the transformer's `two_stage_num_proposals`.
+        criterion: (outputs, targets, dn_metas) to a dict of losses; also weights them.
+        pixel_mean, pixel_std: per channel, in the units and channel order of the images.
+        aux_loss: supervise every decoder layer, not only the last.
+        select_box_nums_for_evaluation: detections per image.
+        device: accepted since published configs have it; the model is where `.to()` puts it.
+        dn_number, label_noise_ratio, box_noise_scale: see `make_denoising_queries`.
+        prior_init: class probability that the class heads start from.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        position_embedding: nn.Module,
+        neck: nn.Module,
+        transformer: nn.Module,
+        embed_dim: int,
+        num_classes: int,
+        num_queries: int,
+        criterion: nn.Module,
+        pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
+        pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
+        aux_loss: bool = True,
+        select_box_nums_for_evaluation: int = 300,
+        device: str | None = None,  # noqa: ARG002 (a published key)
+        dn_number: int = 100,
+        label_noise_ratio: float = 0.5,
+        box_noise_scale: float = 1.0,
+        prior_init: float = 0.01,
+    ):
+        super().__init__()
+        if transformer.two_stage_num_proposals != num_queries:
+            raise ValueError(
+                f"`num_queries` (={num_queries}) must equal the transformer's "
+                f"`two_stage_num_proposals` (={transformer.two_stage_num_proposals}); write "
+                '`two_stage_num_proposals="${..num_queries}"` in the config.'
+            )
+        self.backbone = backbone
+        self.position_embedding = position_embedding
+        self.neck = neck
+        self.transformer = transformer
+        self.criterion = criterion
+        self.embed_dim = embed_dim
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.aux_loss = aux_loss
+        self.select_box_nums_for_evaluation = select_box_nums_for_evaluation
+        self.dn_number = dn_number
+        self.label_noise_ratio = label_noise_ratio
+        self.box_noise_scale = box_noise_scale
+
+        self.label_enc = nn.Embedding(num_classes, embed_dim)
+        self._build_heads(transformer.decoder, prior_init)
+        for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            # Not persistent: published checkpoints do not hold them.
+            buffer = torch.tensor(list(value), dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def _build_heads(self, decoder: nn.Module, prior_init: float) -> None:
+        """Equal heads for the N layers, and one more for the encoder's proposals (the last)."""
+        class_head = nn.Linear(self.embed_dim, self.num_classes)
+        nn.init.constant_(class_head.bias, -math.log((1 - prior_init) / prior_init))
+        box_head = MLP(self.embed_dim, self.embed_dim, 4, 3)
+        # Zero: every layer starts by keeping the box it was given.
+        nn.init.zeros_(box_head.layers[-1].weight)
+        nn.init.zeros_(box_head.layers[-1].bias)
+        count = decoder.num_layers + 1
+        self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in range(count))
+        self.bbox_embed = nn.ModuleList(copy.deepcopy(box_head) for _ in range(count))
+        decoder.class_embed = self.class_embed
+        decoder.bbox_embed = self.bbox_embed
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses of a batch, or its detections.
+
+        Args:
+            batched_inputs: detectron2's format: "image" (3, H, W) in the channel order of
+                `pixel_mean`; for training "instances" with `gt_boxes` (xyxy in pixels of that
+                image) and `gt_classes`; for evaluation "height" and "width" of the original image
+                (default: of the image given).
+
+        Returns:
+            Training: named, weighted losses, each a 0-d tensor. Evaluation: per image
+            {"instances": Instances} with `pred_boxes` (xyxy in pixels of the original image,
+            clipped to it), `scores` from high to low and `pred_classes`.
+        """
+        if self.training:
+            return self._losses(batched_inputs)
+        return self._detections(batched_inputs)
+
+    def _losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        if not all("instances" in x for x in batched_inputs):
+            raise ValueError(
+                'an input has no "instances" to learn from; call `model.eval()` for detections, '
+                "or give the mapper `is_train=True`."
+            )
+        images = self.preprocess_image(batched_inputs)
+        targets = self.prepare_targets([x["instances"].to(self.device) for x in batched_inputs])
+        feats, masks, positions = self._features(images)
+        query_label, query_bbox, attn_mask, dn_meta = self.prepare_for_cdn(
+            targets,
+            dn_number=self.dn_number,
+            label_noise_ratio=self.label_noise_ratio,
+            box_noise_scale=self.box_noise_scale,
+            num_queries=min(self.num_queries, sum(f.shape[2] * f.shape[3] for f in feats)),
+            num_classes=self.num_classes,
+            hidden_dim=self.embed_dim,
+            label_enc=self.label_enc,
+        )
+        states, init_reference, references, enc_state, enc_reference = self.transformer(
+            feats, masks, positions, (query_label, query_bbox), attn_masks=[attn_mask, None]
+        )
+        # 0 * weight keeps label_enc in the graph; DDP hangs on a batch with no objects otherwise.
+        states = states + self.label_enc.weight[0, 0] * 0.0
+
+        logits, boxes = self._predict_all_layers(states, init_reference, references)
+        logits, boxes = self.dn_post_process(logits, boxes, dn_meta)
+        outputs = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
+        if self.aux_loss:
+            outputs["aux_outputs"] = self._set_aux_loss(logits, boxes)
+        outputs["enc_outputs"] = {
+            "pred_logits": self.class_embed[-1](enc_state),
+            "pred_boxes": enc_reference,
+        }
+        return self.criterion.weighted(self.criterion(outputs, targets, dn_meta))
+
+    def _detections(self, batched_inputs: list[dict]) -> list[dict]:
+        # Images of one size form a batch and others run apart: padding would change a result
+        # (GroupNorm, the convolutions' borders and the position embedding all see it).
+        by_size = defaultdict(list)
+        for index, x in enumerate(batched_inputs):
+            by_size[tuple(x["image"].shape)].append(index)
+        results: list[dict] = [{} for _ in batched_inputs]
+        for indices in by_size.values():
+            group = [batched_inputs[index] for index in indices]
+            for index, instances in zip(indices, self._detect(group), strict=True):
+                results[index] = {"instances": instances}
+        return results
+
+    def _detect(self, same_size: list[dict]) -> list[Instances]:
+        images = self.preprocess_image(same_size)
+        states, init_reference, references, _, _ = self.transformer(
+            *self._features(images), (None, None), attn_masks=[None, None]
+        )
+        before_last = references[-2] if len(references) > 1 else init_reference
+        last = len(states) - 1
+        logits, boxes = self._predict_layer(last, states[last], before_last)
+        results = self.inference(logits, boxes, images.image_sizes)
+        return [
+            detector_postprocess(result, x.get("height", size[0]), x.get("width", size[1]))
+            for result, x, size in zip(results, same_size, images.image_sizes, strict=True)
+        ]
+
+    def _features(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Per level: feature map (B, C, h, w), padding mask (B, h, w), positions (B, C, h, w)."""
+        feats = self.neck(self.backbone(images.tensor))
+        masks = padding_masks(
+            images.image_sizes,
+            images.tensor.shape[-2:],
+            [feat.shape[-2:] for feat in feats],
+            images.tensor.device,
+        )
+        return feats, masks, [self.position_embedding(mask) for mask in masks]
+
+    def _predict_layer(self, layer: int, state: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, D + Q, K) and boxes (B, D + Q, 4) of one decoder layer."""
+        return self.class_embed[layer](state), refine_boxes(self.bbox_embed[layer](state), reference)
+
+    def _predict_all_layers(
+        self, states: Tensor, init_reference: Tensor, references: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, B, D + Q, K) and boxes (N, B, D + Q, 4); a layer refines its predecessor's."""
+        starts = [init_reference, *references[:-1]]
+        layers = [
+            self._predict_layer(layer, state, start)
+            for layer, (state, start) in enumerate(zip(states, starts, strict=True))
+        ]
+        logits, boxes = zip(*layers, strict=True)
+        return torch.stack(logits), torch.stack(boxes)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise, then pad with zeros to the largest height and width of the batch."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        return ImageList.from_tensors([(x - self.pixel_mean) / self.pixel_std for x in images])
+
+    def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
+        """Instances with `gt_boxes` (xyxy in pixels) to "labels" (n,) and "boxes" (n, 4)."""
+        prepared = []
+        for instances in targets:
+            height, width = instances.image_size
+            boxes = instances.gt_boxes.tensor
+            boxes = boxes / boxes.new_tensor([width, height, width, height])
+            labels = instances.gt_classes
+            prepared.append({"labels": labels, "boxes": box_xyxy_to_cxcywh(boxes)})
+        return prepared
+
+    def prepare_for_cdn(
+        self,
+        targets: list[dict[str, Tensor]],
+        dn_number: int,
+        label_noise_ratio: float,
+        box_noise_scale: float,
+        num_queries: int,
+        num_classes: int,
+        hidden_dim: int,
+        label_enc: nn.Embedding,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict | None]:
+        """Contrastive denoising queries of a batch; `make_denoising_queries` says how.
+
+        All random numbers come from `aligndetr.modeling.denoising.draw_noise`.
+
+        Returns:
+            input_query_label (B, D, C), input_query_bbox (B, D, 4) before the sigmoid, attn_mask
+            (D + Q, D + Q) with True = blocked, and dn_meta with "single_padding" (queries per
+            group) and "dn_num" (groups). Four times None where there is nothing to denoise.
+        """
+        assert label_enc.embedding_dim == hidden_dim, (label_enc.embedding_dim, hidden_dim)
+        queries = make_denoising_queries(
+            targets,
+            dn_number,
+            label_noise_ratio,
+            box_noise_scale,
+            num_queries,
+            num_classes,
+            label_enc,
+        )
+        if queries is None:
+            return None, None, None, None
+        dn_meta = {"single_padding": queries.group_size, "dn_num": queries.num_groups}
+        return queries.content, queries.boxes, queries.attn_mask, dn_meta
+
+    def dn_post_process(
+        self, outputs_class: Tensor, outputs_coord: Tensor, dn_metas: dict | None
+    ) -> tuple[Tensor, Tensor]:
+        """Split (N, B, D + Q, ...) outputs: denoising into `dn_metas`, matching returned."""
+        if dn_metas is None:
+            return outputs_class, outputs_coord
+        count = dn_metas["single_padding"] * dn_metas["dn_num"]
+        known_class, known_coord = outputs_class[:, :, :count], outputs_coord[:, :, :count]
+        known = {"pred_logits": known_class[-1], "pred_boxes": known_coord[-1]}
+        if self.aux_loss:
+            known["aux_outputs"] = self._set_aux_loss(known_class, known_coord)
+        dn_metas["output_known_lbs_bboxes"] = known
+        return outputs_class[:, :, count:], outputs_coord[:, :, count:]
+
+    def _set_aux_loss(self, outputs_class: Tensor, outputs_coord: Tensor) -> list[dict]:
+        """Outputs of all layers but the last, one dict each."""
+        return [
+            {"pred_logits": logits, "pred_boxes": boxes}
+            for logits, boxes in zip(outputs_class[:-1], outputs_coord[:-1], strict=True)
+        ]
+
+    def inference(
+        self, box_cls: Tensor, box_pred: Tensor, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """Logits (B, Q, K) and boxes (B, Q, 4) to Instances in pixels of `image_sizes` (h, w)."""
+        scores, classes, boxes = select_top_predictions(
+            box_cls, box_pred, self.select_box_nums_for_evaluation
+        )
+        results = []
+        for image, size in enumerate(image_sizes):
+            result = Instances(tuple(size))
+            result.pred_boxes = Boxes(box_cxcywh_to_xyxy(boxes[image]))
+            result.pred_boxes.scale(scale_x=size[1], scale_y=size[0])
+            result.scores = scores[image]
+            result.pred_classes = classes[image]
+            results.append(result)
+        return results

@@ -1,0 +1,176 @@
+"""The two-stage deformable transformer: encoder, proposals from its tokens, decoder.
+
+Shapes: B batch, Q matching queries, D denoising queries, S tokens over all levels, L levels,
+C embed_dim, N decoder layers. Boxes are cxcywh in [0, 1].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aligndetr.layers import MultiScaleDeformableAttention
+from aligndetr.modeling import (
+    FeatureLevels,
+    encoder_reference_points,
+    propose_from_tokens,
+    valid_ratio,
+)
+
+from .decoder import TransformerDecoder
+from .encoder import TransformerEncoder
+
+
+class Transformer(nn.Module):
+    """Encoder, two-stage proposals and decoder.
+
+    Args:
+        encoder, decoder: of one embed_dim C and one number of levels.
+        num_feature_levels: L.
+        two_stage_num_proposals: Q; an image with fewer tokens gives all of them.
+        learnt_init_query: queries start from a learnt embedding, else from the (detached) tokens
+            that the proposals come from.
+    """
+
+    def __init__(
+        self,
+        encoder: TransformerEncoder,
+        decoder: TransformerDecoder,
+        num_feature_levels: int = 4,
+        two_stage_num_proposals: int = 900,
+        learnt_init_query: bool = True,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.num_feature_levels = num_feature_levels
+        self.two_stage_num_proposals = two_stage_num_proposals
+        self.learnt_init_query = learnt_init_query
+        self.embed_dim = encoder.embed_dim
+
+        self.level_embeds = nn.Parameter(torch.empty(num_feature_levels, self.embed_dim))
+        if learnt_init_query:
+            self.tgt_embed = nn.Embedding(two_stage_num_proposals, self.embed_dim)
+        self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
+        self.enc_output_norm = nn.LayerNorm(self.embed_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier for every matrix, deformable attention's own scheme, normal level embeddings."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.init_weights()
+        nn.init.normal_(self.level_embeds)
+
+    def forward(
+        self,
+        multi_level_feats: Sequence[Tensor],
+        multi_level_masks: Sequence[Tensor],
+        multi_level_pos_embeds: Sequence[Tensor],
+        query_embed: tuple[Tensor | None, Tensor | None],
+        attn_masks: list[Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Run encoder and decoder.
+
+        Args:
+            multi_level_feats: L maps (B, C, h, w), from the finest to the coarsest.
+            multi_level_masks: L masks (B, h, w), True = padding.
+            multi_level_pos_embeds: L position embeddings (B, C, h, w).
+            query_embed: content (B, D, C) and box logits (B, D, 4) of the denoising queries, which
+                are put before the matching queries; (None, None) without.
+            attn_masks: self-attention's (D + Q, D + Q) mask, True = blocked, and None for
+                cross-attention.
+
+        Returns:
+            inter_states: (N, B, D + Q, C), normed.
+            init_reference: (B, D + Q, 4), the boxes that the first layer starts from.
+            inter_references: (N, B, D + Q, 4), the boxes after each layer.
+            enc_state: (B, Q, C), the tokens that became proposals.
+            enc_reference: (B, Q, 4), their boxes, with gradient.
+        """
+        levels = FeatureLevels.from_maps(
+            multi_level_feats, multi_level_masks, multi_level_pos_embeds, self.level_embeds
+        )
+        memory = self.encoder(
+            tokens=levels.tokens,
+            positions=levels.positions,
+            padding_mask=levels.padding_mask,
+            reference_points=encoder_reference_points(levels.spatial_shapes, levels.valid_ratios),
+            spatial_shapes=levels.spatial_shapes,
+        )
+        enc_state, enc_reference = self._select_proposals(memory, levels)
+        query, reference = self._initial_queries(enc_state, enc_reference, query_embed)
+        inter_states, inter_references = self.decoder(
+            query=query,
+            memory=memory,
+            memory_padding_mask=levels.padding_mask,
+            reference_points=reference,
+            spatial_shapes=levels.spatial_shapes,
+            valid_ratios=levels.valid_ratios,
+            attn_masks=attn_masks,
+        )
+        return inter_states, reference, inter_references, enc_state, enc_reference
+
+    def _select_proposals(self, memory: Tensor, levels: FeatureLevels) -> tuple[Tensor, Tensor]:
+        """The Q tokens of highest class score, (B, Q, C), and their boxes, (B, Q, 4)."""
+        output_memory, proposals = self.gen_encoder_output_proposals(
+            memory, levels.padding_mask, levels.spatial_shapes
+        )
+        class_head, box_head = self.decoder.class_embed[-1], self.decoder.bbox_embed[-1]
+        # Detached, not under no_grad: autocast caches its copies of weights, and one made under
+        # no_grad would cut the gradient of this head's later use.
+        scores = class_head(output_memory.detach()).amax(-1)
+        count = min(self.two_stage_num_proposals, scores.shape[1])
+        chosen = scores.topk(count, dim=1).indices[..., None]
+        enc_state = output_memory.gather(1, chosen.expand(-1, -1, self.embed_dim))
+        # The box head runs on the chosen tokens only: nothing reads the others' boxes.
+        delta = box_head(enc_state).to(torch.promote_types(enc_state.dtype, torch.float32))
+        return enc_state, (delta + proposals.gather(1, chosen.expand(-1, -1, 4))).sigmoid()
+
+    def _initial_queries(
+        self,
+        enc_state: Tensor,
+        enc_reference: Tensor,
+        query_embed: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, Tensor]:
+        """Denoising queries, then matching queries: content (B, D + Q, C), boxes (B, D + Q, 4)."""
+        if self.learnt_init_query:
+            batch, count, _ = enc_state.shape
+            query = self.tgt_embed.weight[:count].expand(batch, -1, -1)
+        else:
+            query = enc_state.detach()
+        # Detached: a proposal learns from its own loss, not from what the decoder makes of it.
+        reference = enc_reference.detach()
+        content, box_logits = query_embed
+        if content is not None:
+            query = torch.cat([content, query], 1)
+            reference = torch.cat([box_logits.sigmoid(), reference], 1)
+        return query, reference
+
+    def gen_encoder_output_proposals(
+        self,
+        memory: Tensor,
+        memory_padding_mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Memory (B, S, C) to output memory (B, S, C), zero before its projection where a token
+        cannot be a proposal, and proposals (B, S, 4), logits of cxcywh (see
+        `propose_from_tokens`)."""
+        proposals, unusable = propose_from_tokens(memory_padding_mask, spatial_shapes)
+        output_memory = memory.masked_fill(unusable[..., None], 0)
+        return self.enc_output_norm(self.enc_output(output_memory)), proposals
+
+    @staticmethod
+    def get_reference_points(
+        spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor, device: torch.device
+    ) -> Tensor:
+        """(B, S, L, 2) places of the tokens on each level; see `encoder_reference_points`."""
+        return encoder_reference_points(spatial_shapes, valid_ratios.to(device))
+
+    @staticmethod
+    def get_valid_ratio(mask: Tensor) -> Tensor:
+        """(B, h, w) padding mask to (B, 2), the unpadded share in x and y."""
+        return valid_ratio(mask)
