@@ -1,0 +1,48 @@
+# make setup | demo | test | lint | clean
+#
+# PYTHON is the interpreter that creates the environment, VENV where it lies:
+#   make setup PYTHON=python3.12 VENV=/path/to/venv
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make setup   create $(VENV) and install everything, detectron2 included"
+	@echo "make demo    train, evaluate and draw on real aerial images (about ten minutes)"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and format"
+	@echo "make clean   remove caches and build products; $(VENV), datasets and output stay"
+
+setup: $(VENV)/setup.done
+
+# The stamp makes a second `make setup` a no-op until a requirement changes.
+$(VENV)/setup.done: requirements.txt requirements-dev.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: $(PYTHON) is \
+	Python %d.%d, AlignDETR needs 3.10 or newer: make setup PYTHON=..." % sys.version_info[:2])'
+	@echo "Setting up $(VENV): PyTorch alone is several GB, this takes a few minutes."
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-build-isolation -e '.[dev]'
+	$(RUN) -m aligndetr.install_detectron2
+	@touch $@
+
+# --resume: an interrupted demo goes on where it was.
+demo: setup
+	$(RUN) tools/prepare_demo_data.py
+	$(RUN) tools/train_net.py --resume --config-file $(DEMO_CONFIG)
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+clean:
+	rm -rf build dist aligndetr.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.*' -not -path './$(VENV)/*' -prune -exec rm -r {} +

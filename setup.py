@@ -1,0 +1,67 @@
+"""Package metadata. `pip install -e .`, then `python -m aligndetr.install_detectron2`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """Read, not imported: building a wheel must not need torch."""
+    text = (ROOT / "aligndetr" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+def long_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+# detectron2 is not on PyPI under its own name and so cannot stand here; what it needs does.
+DETECTRON2_REQUIRES = [
+    "cloudpickle",
+    "fvcore>=0.1.5.post20221221",
+    "hydra-core>=1.1",
+    "iopath>=0.1.9",
+    "matplotlib",
+    "omegaconf>=2.1,<2.4",
+    "packaging",
+    "pillow>=9.1",
+    "pycocotools>=2.0.2",
+    "tabulate",
+    "tensorboard",
+    "termcolor>=1.1",
+    "tqdm",
+    "yacs>=0.1.8",
+]
+
+setup(
+    name="aligndetr",
+    version=version(),
+    description="Align-DETR: object detection with IoU-aware classification, on detectron2",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # Namespace packages: config folders hold no __init__.py, and `projects` must not hide
+    # a user's own folder of that name.
+    packages=find_namespace_packages(
+        include=["aligndetr", "aligndetr.*", "projects.*"],
+        exclude=["*.__pycache__", "*.__pycache__.*"],
+    ),
+    package_data={"": ["*.md", "*.yaml"]},
+    install_requires=[
+        "numpy",
+        "opencv-python-headless",
+        "scipy",
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "wheel>=0.40",  # aligndetr.install_detectron2 repacks a wheel
+        *DETECTRON2_REQUIRES,
+    ],
+    extras_require={
+        "dev": ["hypothesis", "pytest>=8", "ruff"],
+    },
+)
