@@ -1,0 +1,172 @@
+"""Boxes on images, with class and score, legible on small tiles and in crowded scenes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from aligndetr.utils.files import atomic_path
+
+Color = tuple[int, int, int]
+
+# Okabe and Ito's palette for colour-blind readers without black, in an order that stands out
+# from vegetation and asphalt (https://jfly.uni-koeln.de/color/).
+PALETTE: list[Color] = [
+    (240, 228, 66),
+    (86, 180, 233),
+    (230, 159, 0),
+    (204, 121, 167),
+    (0, 158, 115),
+    (213, 94, 0),
+    (0, 114, 178),
+]
+CROWD_COLOR: Color = (170, 170, 170)
+BACKGROUND: Color = (255, 255, 255)
+INK: Color = (20, 20, 20)
+GAP = 8
+
+
+@dataclass(frozen=True)
+class DrawnBoxes:
+    """What to draw on one image.
+
+    Attributes:
+        boxes: (N, 4), xyxy in pixels of the image.
+        class_ids: (N,) ints; they pick the colour.
+        captions: N short texts; "" writes nothing.
+        crowd: (N,) bools; crowd regions are grey.
+    """
+
+    boxes: np.ndarray
+    class_ids: Sequence[int]
+    captions: Sequence[str]
+    crowd: Sequence[bool]
+
+    def __post_init__(self):
+        lengths = {len(self.boxes), len(self.class_ids), len(self.captions), len(self.crowd)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"got {len(self.boxes)} boxes, {len(self.class_ids)} class ids, "
+                f"{len(self.captions)} captions and {len(self.crowd)} crowd flags; "
+                "expected one of each per box"
+            )
+
+
+def draw_boxes(image: np.ndarray, drawn: DrawnBoxes, scale: float = 1.0) -> Image.Image:
+    """Draw boxes on an enlarged copy of an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        scale: pixels of the result per pixel of the image; lines and text are as thick whatever
+            the scale, so that small objects stay visible.
+
+    Returns:
+        An RGB image of about (H * scale, W * scale).
+    """
+    height, width = image.shape[:2]
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(canvas)
+    boxes = np.asarray(drawn.boxes, dtype=float).reshape(-1, 4) * scale
+    colors = [
+        CROWD_COLOR if crowd else PALETTE[class_id % len(PALETTE)]
+        for class_id, crowd in zip(drawn.class_ids, drawn.crowd)
+    ]
+    for box, color in zip(boxes, colors):
+        _draw_frame(pen, box, color)
+    # All texts after all frames: no frame may cross a text.
+    for box, color, caption in zip(boxes, colors, drawn.captions):
+        if caption:
+            _draw_caption(pen, size, box, color, caption)
+    return canvas
+
+
+def _draw_frame(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color) -> None:
+    left, top, right, bottom = box
+    if right < left or bottom < top:
+        raise ValueError(f"cannot draw box {box.tolist()}; expected xyxy with x0 <= x1, y0 <= y1")
+    # A dark rim on both sides keeps the frame visible on a ground of its own colour.
+    for outset, rim in ((1, INK), (-2, INK), (0, color), (-1, color)):
+        outer = (left - outset, top - outset, right + outset, bottom + outset)
+        if outer[0] <= outer[2] and outer[1] <= outer[3]:
+            pen.rectangle(outer, outline=rim)
+
+
+def _draw_caption(
+    pen: ImageDraw.ImageDraw, size: tuple[int, int], box: np.ndarray, color: Color, caption: str
+) -> None:
+    font = ImageFont.load_default(size=12)
+    text_left, text_top, text_right, text_bottom = pen.textbbox((0, 0), caption, font=font)
+    width, height = text_right - text_left + 4, text_bottom - text_top + 4
+    # Above the box where there is room, else inside it; never beyond the image.
+    x = min(max(box[0] - 1, 0), max(size[0] - width, 0))
+    y = box[1] - height if box[1] >= height else box[1] + 1
+    y = min(max(y, 0), max(size[1] - height, 0))
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    pen.text((x + 2 - text_left, y + 2 - text_top), caption, font=font, fill=INK)
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One image of a sheet: its pixels, what is true and what was predicted."""
+
+    title: str
+    image: np.ndarray
+    truth: DrawnBoxes
+    predictions: DrawnBoxes
+
+
+def draw_sheet(
+    rows: Sequence[SheetRow],
+    out_png: str | os.PathLike,
+    heading: str,
+    tile_edge: int = 400,
+    columns: int = 3,
+) -> None:
+    """Write pairs of pictures, ground truth left and predictions right, to one file.
+
+    Args:
+        rows: the images, drawn from left to right and from top to bottom.
+        out_png: where to write; appears complete or not at all.
+        heading: one line at the top.
+        tile_edge: pixels of the longer edge of each picture; the images are scaled to it.
+        columns: pairs next to each other.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not rows:
+        raise ValueError("a sheet needs at least one image, got none")
+    pairs = [_draw_pair(row, tile_edge) for row in rows]
+    columns = min(columns, len(pairs))
+    cell_width = max(pair.width for pair in pairs) + 2 * GAP
+    cell_height = max(pair.height for pair in pairs) + 2 * GAP
+    top = 48
+    num_rows = -(-len(pairs) // columns)
+    sheet = Image.new("RGB", (columns * cell_width, top + num_rows * cell_height), BACKGROUND)
+    heading_font = ImageFont.load_default(size=22)
+    ImageDraw.Draw(sheet).text((GAP, 12), heading, font=heading_font, fill=INK)
+    for index, pair in enumerate(pairs):
+        row, column = divmod(index, columns)
+        sheet.paste(pair, (column * cell_width + GAP, top + row * cell_height + GAP))
+    with atomic_path(out_png) as temporary:
+        sheet.save(temporary)
+
+
+def _draw_pair(row: SheetRow, tile_edge: int) -> Image.Image:
+    scale = tile_edge / max(row.image.shape[:2])
+    pictures = [draw_boxes(row.image, drawn, scale) for drawn in (row.truth, row.predictions)]
+    width, height = pictures[0].size
+    text_height = 24
+    pair = Image.new("RGB", (2 * width + GAP, text_height + height), BACKGROUND)
+    pen = ImageDraw.Draw(pair)
+    font = ImageFont.load_default(size=15)
+    num_objects = len(row.truth.boxes) - sum(row.truth.crowd)
+    texts = (f"{row.title}: {num_objects} objects", f"{len(row.predictions.boxes)} predictions")
+    for index, (text, picture) in enumerate(zip(texts, pictures)):
+        x = index * (width + GAP)
+        pen.text((x, 2), text, font=font, fill=INK)
+        pair.paste(picture, (x, text_height))
+    return pair
