@@ -1,0 +1,92 @@
+"""Loaders and evaluator for a COCO data set, with the reference's augmentations and batch size.
+
+`dataset` says which images and how large; a config that imports `dataloader` must import it too,
+and must have `train.output_dir`. With no path set, it is COCO 2017 under $DETECTRON2_DATASETS.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import OmegaConf
+
+from aligndetr.data import DetrDatasetMapper, register_dataset
+
+dataset = OmegaConf.create(
+    {
+        "root": None,
+        "train_json": None,
+        "train_images": None,
+        "val_json": None,
+        "val_images": None,
+        "train_short_edges": list(range(480, 801, 32)),
+        "test_short_edge": 800,
+        "max_size": 1333,
+    }
+)
+
+
+def _dataset_dicts(split, filter_empty):
+    return L(get_detection_dataset_dicts)(
+        names=L(register_dataset)(
+            split=split,
+            root="${dataset.root}",
+            json_file=f"${{dataset.{split}_json}}",
+            image_root=f"${{dataset.{split}_images}}",
+        ),
+        filter_empty=filter_empty,
+    )
+
+
+def _train_resize():
+    return L(T.ResizeShortestEdge)(
+        short_edge_length="${dataset.train_short_edges}",
+        max_size="${dataset.max_size}",
+        sample_style="choice",
+    )
+
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(build_detection_train_loader)(
+    dataset=_dataset_dicts("train", filter_empty=True),
+    mapper=L(DetrDatasetMapper)(
+        augmentation=[L(T.RandomFlip)(), _train_resize()],
+        augmentation_with_crop=[
+            L(T.RandomFlip)(),
+            L(T.ResizeShortestEdge)(short_edge_length=[400, 500, 600], sample_style="choice"),
+            L(T.RandomCrop)(crop_type="absolute_range", crop_size=[384, 600]),
+            _train_resize(),
+        ],
+        is_train=True,
+        mask_on=False,
+        img_format="RGB",
+    ),
+    total_batch_size=16,
+    num_workers=16,
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=_dataset_dicts("val", filter_empty=False),
+    mapper=L(DetrDatasetMapper)(
+        augmentation=[
+            L(T.ResizeShortestEdge)(
+                short_edge_length="${dataset.test_short_edge}", max_size="${dataset.max_size}"
+            )
+        ],
+        augmentation_with_crop=None,
+        is_train=False,
+        mask_on=False,
+        img_format="RGB",
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(COCOEvaluator)(
+    dataset_name="${..test.dataset.names}",
+    output_dir="${train.output_dir}",
+)
