@@ -5,7 +5,7 @@ experiment is given another data set (see `projects/aligndetr/configs/base.py`).
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling import BasicStem, ResNet
+from detectron2.modeling.backbone import BasicStem, ResNet
 from torch import nn
 
 from aligndetr.criterions import AlignDETRCriterion

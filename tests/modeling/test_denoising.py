@@ -1,0 +1,166 @@
+"""Contrastive denoising queries: the reference's numbers, and what a group may see."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from aligndetr.modeling import denoising, make_denoising_queries
+from tests.builders import golden, golden_json, tensor, tiny_model
+
+CASES = golden_json("cdn_meta")
+
+
+def targets_of(case: str) -> list[dict]:
+    arrays = golden("cdn")
+    return [
+        {
+            "labels": tensor(arrays[f"{case}/labels{i}"], torch.int64),
+            "boxes": tensor(arrays[f"{case}/boxes{i}"]),
+        }
+        for i in range(len(CASES[case]["counts"]))
+    ]
+
+
+def recorded_draws(case: str):
+    arrays = golden("cdn")
+    names = ("rand_p", "new_label", "rand_sign01", "rand_part")
+    return [tensor(arrays[f"{case}/draw/{n}"]) if f"{case}/draw/{n}" in arrays else None
+            for n in names]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_draws_give_the_reference_queries(case, monkeypatch):
+    meta, arrays = CASES[case], golden("cdn")
+    draws = denoising.NoiseDraws(*recorded_draws(case))
+    monkeypatch.setattr(denoising, "draw_noise", lambda *_: draws)
+    label_enc = nn.Embedding.from_pretrained(tensor(arrays["label_enc_weight"]))
+    targets = targets_of(case)
+    before = [{name: value.clone() for name, value in target.items()} for target in targets]
+    label, bbox, attn_mask, dn_meta = tiny_model().prepare_for_cdn(
+        targets,
+        meta["dn_number"],
+        meta["label_noise_ratio"],
+        meta["box_noise_scale"],
+        meta["num_queries"],
+        meta["num_classes"],
+        meta["hidden_dim"],
+        label_enc,
+    )
+    assert dn_meta == meta["dn_meta"]
+    if meta["dn_meta"] is None:
+        assert label is bbox is attn_mask is None
+        return
+    torch.testing.assert_close(label, tensor(arrays[f"{case}/input_query_label"]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        bbox, tensor(arrays[f"{case}/input_query_bbox"]), rtol=1e-5, atol=1e-6
+    )
+    assert torch.equal(attn_mask, tensor(arrays[f"{case}/attn_mask"]).bool())
+    for target, copy in zip(targets, before, strict=True):
+        assert all(torch.equal(target[name], copy[name]) for name in copy)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if CASES[c]["dn_meta"]])
+def test_draws_are_made_in_the_recorded_order_and_sizes(case, monkeypatch):
+    """Whoever replays a recorded stream of torch.rand / torch.randint gets the reference's."""
+    meta = CASES[case]
+    stream = [draw for draw in recorded_draws(case) if draw is not None]
+    left = list(stream)
+
+    def replay(*args, **kwargs):
+        return left.pop(0)
+
+    monkeypatch.setattr(torch, "rand", replay)
+    monkeypatch.setattr(torch, "randint", replay)
+    num_entries = 2 * meta["dn_meta"]["dn_num"] * sum(meta["counts"])
+    draws = denoising.draw_noise(
+        num_entries, meta["num_classes"], meta["label_noise_ratio"], meta["box_noise_scale"]
+    )
+    assert not left
+    if draws.flip_probability is not None:
+        threshold = meta["label_noise_ratio"] / 2
+        assert len(draws.new_label) == (draws.flip_probability < threshold).sum()
+    if draws.part is not None:
+        assert draws.part.shape == draws.sign.shape == (num_entries, 4)
+
+
+def some_targets(counts, num_classes=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "labels": torch.randint(num_classes, (n,), generator=generator),
+            "boxes": torch.rand(n, 4, generator=generator) * 0.3 + 0.3,
+        }
+        for n in counts
+    ]
+
+
+def queries_of(counts, dn_number=12, label_noise_ratio=0.5, box_noise_scale=1.0, num_queries=7):
+    label_enc = nn.Embedding(5, 8)
+    return make_denoising_queries(
+        some_targets(counts), dn_number, label_noise_ratio, box_noise_scale, num_queries, 5,
+        label_enc,
+    )  # fmt: skip
+
+
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=3),
+    dn_number=st.integers(1, 20),
+    num_queries=st.integers(1, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_groups_see_only_themselves_and_the_matching_queries(counts, dn_number, num_queries):
+    queries = queries_of(counts, dn_number, num_queries=num_queries)
+    if max(counts) == 0:
+        assert queries is None
+        return
+    assert queries.num_groups == max(1, dn_number // max(counts))
+    assert queries.group_size == 2 * max(counts)
+    size, total = queries.group_size, queries.group_size * queries.num_groups
+    blocked = queries.attn_mask
+    assert blocked.shape == (total + num_queries,) * 2
+    for row in range(total):
+        own = range(row // size * size, (row // size + 1) * size)
+        for column in range(total):
+            assert blocked[row, column] == (column not in own)
+    assert not blocked[:total, total:].any()
+    assert blocked[total:, :total].all()
+    assert not blocked[total:, total:].any()
+
+
+def test_positives_stay_within_a_half_size_and_negatives_leave_it():
+    counts = [3, 1]
+    queries = queries_of(counts, dn_number=30, label_noise_ratio=0.0)
+    boxes = queries.boxes.sigmoid().view(2, queries.num_groups, 2, 3, 4)
+    for image, target in enumerate(some_targets(counts)):
+        count = counts[image]
+        centre, size = target["boxes"].split(2, -1)
+        for half, inside in ((0, True), (1, False)):
+            noised = boxes[image, :, half, :count]
+            corner = noised[..., :2] - noised[..., 2:] / 2
+            moved = (corner - (centre - size / 2)).abs() / (size / 2)
+            clamped = (corner < 1e-3) | (corner > 1 - 1e-3)
+            ok = (moved <= 1 + 1e-3) if inside else (moved >= 1 - 1e-3)
+            assert (ok | clamped).all()
+
+
+def test_padding_slots_are_zero():
+    queries = queries_of([3, 1], dn_number=6)
+    content = queries.content.view(2, queries.num_groups, 2, 3, 8)
+    assert (content[1, :, :, 1:] == 0).all()
+    assert (content[0] != 0).any(-1).all()
+
+
+def test_label_noise_flips_half_of_its_ratio():
+    torch.manual_seed(0)
+    draws = denoising.draw_noise(20_000, 1000, label_noise_ratio=0.5, box_noise_scale=0)
+    assert len(draws.new_label) / 20_000 == pytest.approx(0.25, abs=0.01)
+    assert draws.sign is draws.part is None
+
+
+def test_noise_is_off_at_zero():
+    queries = queries_of([2], label_noise_ratio=0.0, box_noise_scale=0.0)
+    boxes = queries.boxes.sigmoid().view(-1, 2, 4)
+    expected = some_targets([2])[0]["boxes"].expand_as(boxes)
+    torch.testing.assert_close(boxes, expected, rtol=1e-5, atol=1e-6)

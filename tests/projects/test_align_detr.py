@@ -1,0 +1,173 @@
+"""The published R50 model's names and start, and what any Align-DETR must hold to."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+
+from tests.builders import golden_json, golden_tiny_batch, random_batch, tiny_model
+
+R50 = Path("projects/aligndetr/configs/models/aligndetr_r50.py")
+
+
+@pytest.fixture(scope="module")
+def r50():
+    cfg = LazyConfig.load(str(R50)).model
+    cfg.device = "cpu"
+    torch.manual_seed(0)
+    return instantiate(cfg)
+
+
+def test_r50_state_dict_has_the_published_keys_and_shapes(r50):
+    got = {name: list(value.shape) for name, value in r50.state_dict().items()}
+    assert got == golden_json("r50_4scale_keys")["keys"]
+
+
+def test_r50_parameters_and_weights_are_the_published_ones(r50):
+    keys = golden_json("r50_4scale_keys")
+    assert {n: p.requires_grad for n, p in r50.named_parameters()} == keys["requires_grad"]
+    assert r50.criterion.weight_dict == keys["weight_dict"]
+    torch.testing.assert_close(r50.criterion.weight_table, torch.tensor(keys["weight_table"]))
+
+
+def test_r50_starts_like_the_reference(r50):
+    """Constants exactly; random tensors in spread and, for the uniform ones, in range."""
+    stats = golden_json("r50_4scale_init_stats")["stats"]
+    state = r50.state_dict()
+    for name, (mean, std, low, high) in stats.items():
+        value = state[name].float()
+        if std == 0:
+            torch.testing.assert_close(
+                value, torch.full_like(value, mean), rtol=1e-5, atol=1e-6, msg=name
+            )
+            continue
+        if name.endswith("sampling_offsets.bias"):  # not constant, yet not random
+            got = [value.mean(), value.std(), value.min(), value.max()]
+            assert [g.item() for g in got] == pytest.approx([mean, std, low, high], abs=1e-4)
+            continue
+        error = 6 / value.numel() ** 0.5  # six sigma of a mean, in units of std
+        assert value.std().item() == pytest.approx(std, rel=min(0.5, 2 * error)), name
+        assert abs(value.mean().item() - mean) < 2 * error * std, name
+
+
+def train_step(model, batch):
+    losses = model.train()(batch)
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 3]], ids=["no object at all", "one image without"])
+def test_every_parameter_gets_a_gradient(counts):
+    model = tiny_model(label_noise_ratio=0.5, box_noise_scale=1.0)
+    losses = train_step(model, random_batch([(64, 96), (64, 64)], counts))
+    assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
+    if sum(counts) == 0:
+        assert all(loss == 0 for name, loss in losses.items() if "class" not in name)
+        assert all(loss == 0 for name, loss in losses.items() if "_dn" in name)
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_loss_names_do_not_depend_on_the_batch():
+    model = tiny_model()
+    with_objects = train_step(model, random_batch([(64, 64)], [2]))
+    without = train_step(model, random_batch([(64, 64)], [0]))
+    assert set(with_objects) == set(without)
+    assert len(with_objects) == 3 * (3 + 1 + 3)  # layers, encoder, denoising per layer
+
+
+def test_images_smaller_than_the_number_of_queries():
+    model = tiny_model(num_queries=50, label_noise_ratio=0.5, box_noise_scale=1.0)
+    batch = random_batch([(32, 48)], [2])  # 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1 = 33 tokens
+    train_step(model, batch)
+    with torch.no_grad():
+        (result,) = model.eval()(batch)
+    assert len(result["instances"]) <= 30
+    assert result["instances"].scores.isfinite().all()
+
+
+@pytest.mark.parametrize("embed_dim", [8, 24, 64])
+def test_any_embed_dim_divisible_by_the_heads(embed_dim):
+    model = tiny_model(embed_dim=embed_dim)
+    losses = train_step(model, golden_tiny_batch())
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_training_does_not_modify_its_input():
+    batch = golden_tiny_batch()
+    train_step(tiny_model(label_noise_ratio=0.5, box_noise_scale=1.0), batch)
+    for x, fresh in zip(batch, golden_tiny_batch(), strict=True):
+        assert torch.equal(x["image"], fresh["image"])
+        assert torch.equal(x["instances"].gt_boxes.tensor, fresh["instances"].gt_boxes.tensor)
+        assert torch.equal(x["instances"].gt_classes, fresh["instances"].gt_classes)
+
+
+def test_padding_of_a_training_batch_does_not_reach_the_smaller_image():
+    """Deformable attention must not read values in padding: poison them through the mask."""
+    model = tiny_model(dn_number=0).eval()
+    seen = {}
+
+    def keep(_module, args, kwargs):
+        seen.update(kwargs)
+
+    model.transformer.encoder.register_forward_pre_hook(keep, with_kwargs=True)
+    model.train()
+    model(random_batch([(96, 96), (64, 64)], [1, 1]))
+    mask = seen["padding_mask"]
+    assert not mask[0].any()
+    assert mask[1].any()
+    with torch.no_grad():
+        clean = model.transformer.encoder(**seen)
+        seen["tokens"] = seen["tokens"].masked_fill(mask[..., None], 1e4)
+        poisoned = model.transformer.encoder(**seen)
+    torch.testing.assert_close(clean[~mask], poisoned[~mask])
+
+
+def test_the_loss_falls():
+    torch.manual_seed(0)
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    batch = golden_tiny_batch()
+    totals = []
+    for _ in range(25):
+        total = sum(model(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.7 * totals[0]
+
+
+def test_bfloat16_autocast_stays_close_and_boxes_stay_float32():
+    torch.manual_seed(0)
+    model = tiny_model().train()
+    batch = golden_tiny_batch()
+    exact = model(batch)
+    kept = {}
+    model.criterion.register_forward_pre_hook(lambda _m, args: kept.update(args[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(batch)
+    assert kept["pred_boxes"].dtype == torch.float32
+    assert all(loss.dtype == torch.float32 for loss in rough.values())
+    total = sum(exact.values()).item()
+    assert sum(rough.values()).item() == pytest.approx(total, rel=0.05)
+    sum(rough.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"num_queries` \(=7\).*two_stage_num_proposals` \(=20\)"):
+        tiny_model().__class__(
+            **{**model_arguments(tiny_model()), "num_queries": 7},
+        )
+    batch = [{k: v for k, v in x.items() if k != "instances"} for x in golden_tiny_batch()]
+    with pytest.raises(ValueError, match='no "instances"'):
+        tiny_model().train()(batch)
+
+
+def model_arguments(model):
+    names = ("backbone", "position_embedding", "neck", "transformer", "embed_dim")
+    names += ("num_classes", "num_queries", "criterion")
+    return {name: getattr(model, name) for name in names}
