@@ -1,0 +1,176 @@
+"""Who may import whom, read from the source with `ast`, so no import can hide in a function.
+
+    utils <- layers <- {losses, matchers, modeling} <- criterions <- projects
+
+`layers` needs torch alone, `losses` and `matchers` do not know each other, `engine` knows no
+model, `data` neither, and nothing in the library knows `projects` or `tools`.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"aligndetr", "projects", "tools", "tests", "benchmarks"}
+
+# A package may also import itself, and anybody the version.
+MAY_IMPORT = {
+    "aligndetr": set(),
+    "aligndetr.install_detectron2": set(),
+    "aligndetr.utils": set(),
+    "aligndetr.layers": {"utils"},
+    "aligndetr.losses": {"layers", "utils"},
+    "aligndetr.matchers": {"layers", "utils"},
+    "aligndetr.modeling": {"layers", "utils"},
+    "aligndetr.criterions": {"losses", "matchers", "modeling", "layers", "utils"},
+    "aligndetr.data": {"utils"},
+    "aligndetr.evaluation": {"data", "utils"},
+    "aligndetr.checkpoint": {"utils"},
+    "aligndetr.engine": {"checkpoint", "data", "evaluation", "inference", "utils"},
+    "aligndetr.inference": {"checkpoint", "data", "utils"},
+    "aligndetr.config": {"checkpoint", "utils"},
+    "projects.aligndetr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},
+}
+# Configs and tools put the parts together and may import all of the library.
+CONFIG_FOLDERS = ("aligndetr/config/common", "projects/aligndetr/configs")
+MAX_TOOL_LINES = {"tools/train_net.py": 50}
+MAX_TOOL_LINES_OTHERWISE = 60
+
+STDLIB_AND_TORCH = sys.stdlib_module_names | {"torch"}
+
+
+def source_files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imported_modules(path: Path, tree: ast.AST | None = None) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of every import in `path`, wherever it stands."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree or ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from aligndetr import engine` imports aligndetr.engine.
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def owner(name: str) -> str:
+    """The part of ours that a dotted name belongs to: `aligndetr.layers`, `projects.aligndetr`."""
+    return ".".join(name.split(".")[:2])
+
+
+def part_of(path: Path) -> str:
+    return owner(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+
+
+def is_config(path: Path) -> bool:
+    return path.relative_to(ROOT).as_posix().startswith(CONFIG_FOLDERS)
+
+
+def violations(path: Path, tree: ast.AST | None = None) -> list[str]:
+    part = part_of(path)
+    assert part in MAY_IMPORT, f"{part} is new: say in MAY_IMPORT what it may know"
+    allowed = {f"aligndetr.{name}" for name in MAY_IMPORT[part]}
+    allowed |= {part, "aligndetr.__version__"}
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}; "
+        f"{part} may import only {sorted(MAY_IMPORT[part]) or 'nothing of ours'}"
+        for line, name in imported_modules(path, tree)
+        if name.split(".")[0] in OURS and owner(name) not in allowed
+    ]
+
+
+LIBRARY = source_files("aligndetr", "projects")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in LIBRARY if not is_config(path)],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_imports_only_what_its_part_may_know(path):
+    assert violations(path) == []
+
+
+@pytest.mark.parametrize("folder", ["aligndetr", "benchmarks", "tests", "tools", "projects"])
+def test_nothing_imports_a_script(folder):
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in source_files(folder)
+        for line, name in imported_modules(path)
+        if name.split(".")[0] in {"tools", "benchmarks"}
+    ]
+    assert found == []
+
+
+def test_configs_of_the_library_do_not_know_the_projects():
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in source_files("aligndetr/config")
+        for line, name in imported_modules(path)
+        if name.split(".")[0] == "projects"
+    ]
+    assert found == []
+
+
+def test_layers_need_torch_alone():
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in source_files("aligndetr/layers")
+        for line, name in imported_modules(path)
+        if name.split(".")[0] not in STDLIB_AND_TORCH | {"aligndetr"}
+    ]
+    assert found == []
+
+
+def test_installer_runs_before_anything_is_installed():
+    found = {name.split(".")[0] for _, name in imported_modules(ROOT / "aligndetr/__init__.py")}
+    path = ROOT / "aligndetr/install_detectron2.py"
+    found |= {name.split(".")[0] for _, name in imported_modules(path)}
+    assert found <= sys.stdlib_module_names
+
+
+def test_top_package_holds_its_version_and_nothing_else():
+    tree = ast.parse((ROOT / "aligndetr/__init__.py").read_text(encoding="utf-8"))
+    docstring, version = tree.body
+    assert ast.get_docstring(tree)
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(version, ast.Assign)
+    assert ast.unparse(version).startswith("__version__ = ")
+
+
+def test_projects_is_a_namespace_package():
+    assert not (ROOT / "projects/__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", source_files("tools"), ids=lambda path: path.name)
+def test_tools_are_thin(path):
+    text = path.read_text(encoding="utf-8")
+    limit = MAX_TOOL_LINES.get(f"tools/{path.name}", MAX_TOOL_LINES_OTHERWISE)
+    assert len(text.splitlines()) <= limit, "move the logic into the library"
+    classes = [node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    assert classes == [], "move the class into the library"
+
+
+@pytest.mark.parametrize(
+    ("part", "statement"),
+    [
+        ("layers", "from aligndetr.modeling import ChannelMapper"),
+        ("layers", "def f():\n    import aligndetr.modeling"),
+        ("layers", "from ..modeling.levels import FeatureLevels"),
+        ("layers", "from aligndetr import modeling"),
+        ("losses", "from aligndetr.matchers import MixedMatcher"),
+        ("matchers", "from .. import losses"),
+        ("modeling", "from projects.aligndetr.modeling import AlignDETR"),
+        ("engine", "from aligndetr.modeling import ChannelMapper"),
+        ("data", "from aligndetr.config import get_config"),
+    ],
+)
+def test_the_rules_catch(part, statement):
+    path = ROOT / "aligndetr" / part / "some_file.py"
+    assert len(violations(path, ast.parse(statement))) == 1
