@@ -1,5 +1,6 @@
 """Building blocks: tensors in, tensors out. Import torch and `aligndetr.utils`, nothing else."""
 
+from .attention import MultiheadAttention
 from .box_ops import (
     box_cxcywh_to_xyxy,
     box_iou,
@@ -9,13 +10,31 @@ from .box_ops import (
     generalized_box_iou,
     masks_to_boxes,
 )
+from .mlp import FFN, MLP
+from .ms_deform_attn import (
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attn,
+    multi_scale_deformable_attn_pytorch,
+)
+from .position_embedding import PositionEmbeddingSine, get_sine_pos_embed
+from .transformer import BaseTransformerLayer, TransformerLayerSequence
 
 __all__ = [
+    "FFN",
+    "MLP",
+    "BaseTransformerLayer",
+    "MultiScaleDeformableAttention",
+    "MultiheadAttention",
+    "PositionEmbeddingSine",
+    "TransformerLayerSequence",
     "box_cxcywh_to_xyxy",
     "box_iou",
     "box_xyxy_to_cxcywh",
     "elementwise_giou",
     "elementwise_iou",
     "generalized_box_iou",
+    "get_sine_pos_embed",
     "masks_to_boxes",
+    "multi_scale_deformable_attn",
+    "multi_scale_deformable_attn_pytorch",
 ]

@@ -1,0 +1,85 @@
+"""Stacks of linear layers: `MLP` for heads, `FFN` for the transformer's feed-forward step."""
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, none after the last.
+
+    Args:
+        input_dim, hidden_dim, output_dim: features before, between and after the layers.
+        num_layers: number of linear layers, at least 1; with 1, `hidden_dim` is not used.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"MLP needs at least one layer, got `num_layers`={num_layers}")
+        dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
+        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., input_dim) to (..., output_dim)."""
+        *hidden_layers, last = self.layers
+        for layer in hidden_layers:
+            x = layer(x).relu()
+        return last(x)
+
+
+class FFN(nn.Module):
+    """Feed-forward step of a transformer layer, residual included.
+
+    Args:
+        embed_dim: features of the input.
+        feedforward_dim: features between the linear layers.
+        output_dim: features of the output; None means `embed_dim`.
+        num_fcs: number of linear layers, at least 2.
+        activation: module after every linear layer but the last; None means ReLU.
+        ffn_drop: dropout probability after every linear layer.
+        fc_bias: whether the linear layers have a bias.
+        add_identity: add the input (or the `identity` given to `forward`) to the result.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        feedforward_dim: int = 1024,
+        output_dim: int | None = None,
+        num_fcs: int = 2,
+        activation: nn.Module | None = None,
+        ffn_drop: float = 0.0,
+        fc_bias: bool = True,
+        add_identity: bool = True,
+    ):
+        super().__init__()
+        output_dim = embed_dim if output_dim is None else output_dim
+        if num_fcs < 2:
+            raise ValueError(f"FFN needs at least two linear layers, got `num_fcs`={num_fcs}")
+        if add_identity and output_dim != embed_dim:
+            raise ValueError(
+                f"FFN cannot add its input of `embed_dim`={embed_dim} to an output of "
+                f"`output_dim`={output_dim}; make them equal or set `add_identity=False`"
+            )
+        activation = nn.ReLU(inplace=True) if activation is None else activation
+        self.embed_dim = embed_dim
+        self.feedforward_dim = feedforward_dim
+        self.add_identity = add_identity
+
+        # The nesting is part of the state_dict keys: layers.0.0, ..., layers.{num_fcs - 1}.
+        hidden_layers = [
+            nn.Sequential(
+                nn.Linear(embed_dim if i == 0 else feedforward_dim, feedforward_dim, bias=fc_bias),
+                activation,
+                nn.Dropout(ffn_drop),
+            )
+            for i in range(num_fcs - 1)
+        ]
+        last = nn.Linear(feedforward_dim, output_dim, bias=fc_bias)
+        self.layers = nn.Sequential(*hidden_layers, last, nn.Dropout(ffn_drop))
+
+    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
+        """(..., embed_dim) to (..., output_dim); `identity`: the residual, None means `x`."""
+        out = self.layers(x)
+        if not self.add_identity:
+            return out
+        return out + (x if identity is None else identity)

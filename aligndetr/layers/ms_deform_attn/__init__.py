@@ -1,0 +1,10 @@
+"""Multi-scale deformable attention: the module, its function, and implementations of that."""
+
+from .functional import multi_scale_deformable_attn, multi_scale_deformable_attn_pytorch
+from .module import MultiScaleDeformableAttention
+
+__all__ = [
+    "MultiScaleDeformableAttention",
+    "multi_scale_deformable_attn",
+    "multi_scale_deformable_attn_pytorch",
+]
