@@ -1,0 +1,95 @@
+"""Adds the denoising queries to what is supervised: the criterion Align-DETR trains with."""
+
+import torch
+from torch import Tensor
+
+from .prediction_set import Indices, PredictionSet
+from .two_stage_criterion import TwoStageCriterion
+
+
+class AlignDETRCriterion(TwoStageCriterion):
+    """Two-stage criterion with contrastive denoising; constructed as `TwoStageCriterion`.
+
+    The denoising queries need no matching: a positive is a noised copy of a known object. They
+    are supervised with weight 1, their losses carry the suffix _dn (last layer) or _dn_i.
+    """
+
+    def forward(
+        self, outputs: dict, targets: list[dict[str, Tensor]], dn_metas: dict | None = None
+    ) -> dict[str, Tensor]:
+        """Unweighted losses of the last, auxiliary, encoder and denoising predictions.
+
+        Args:
+            outputs: as `BaseCriterion.forward`, and "enc_outputs", the proposals' dict.
+            targets: as `BaseCriterion.forward`.
+            dn_metas: as `compute_dn_loss`.
+
+        Returns:
+            0-d losses. The _dn keys are always there, 0 without denoising.
+        """
+        num_boxes = self.count_boxes(outputs, targets)
+        losses = self.compute_losses(self.prediction_sets(outputs, targets, num_boxes))
+        aux_num = len(outputs.get("aux_outputs", []))
+        return losses | self.compute_dn_loss(dn_metas, targets, aux_num, num_boxes)
+
+    def compute_dn_loss(
+        self,
+        dn_metas: dict | None,
+        targets: list[dict[str, Tensor]],
+        aux_num: int,
+        num_boxes: float | Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses of the denoising queries.
+
+        Args:
+            dn_metas: None, or "dn_num" G (groups), "single_padding" P (queries per group, the
+                positives of an image first), and "output_known_lbs_bboxes": "pred_logits"
+                (B, G * P, K), "pred_boxes" (B, G * P, 4) and "aux_outputs", a list of such.
+            targets: as `BaseCriterion.forward`.
+            aux_num: number of auxiliary layers.
+            num_boxes: objects per process; the sums are divided by `num_boxes` * G.
+        """
+        if not dn_metas or "output_known_lbs_bboxes" not in dn_metas:
+            return _no_denoising(targets, aux_num)
+        outputs = dn_metas["output_known_lbs_bboxes"]
+        num_groups, group_size = dn_metas["dn_num"], dn_metas["single_padding"]
+        indices = _denoising_indices(targets, num_groups, group_size)
+        normaliser = num_boxes * max(num_groups, 1)
+        sets = [self._denoising_set(outputs, targets, normaliser, aux_num + 1, "_dn", indices)]
+        for i, aux in enumerate(outputs["aux_outputs"][:aux_num]):
+            suffix = f"_dn_{i}"
+            sets.append(self._denoising_set(aux, targets, normaliser, i + 1, suffix, indices))
+        return self.compute_losses(sets)
+
+    def _denoising_set(
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        normaliser: float | Tensor,
+        layer: int,
+        suffix: str,
+        indices: Indices,
+    ) -> PredictionSet:
+        name = f"denoising queries of decoder layer {layer}"
+        return self.prediction_set(outputs, targets, normaliser, layer, name, suffix, indices)
+
+
+def _denoising_indices(
+    targets: list[dict[str, Tensor]], num_groups: int, group_size: int
+) -> Indices:
+    """Per image: object n is answered by query n of every group."""
+    indices = []
+    for target in targets:
+        num_objects, device = len(target["labels"]), target["labels"].device
+        assert 2 * num_objects <= group_size, (num_objects, group_size)
+        gt = torch.arange(num_objects, device=device).repeat(num_groups, 1)
+        start = torch.arange(num_groups, device=device) * group_size
+        indices.append(((start[:, None] + gt).flatten(), gt.flatten()))
+    return indices
+
+
+def _no_denoising(targets: list[dict[str, Tensor]], aux_num: int) -> dict[str, Tensor]:
+    suffixes = ["_dn", *(f"_dn_{i}" for i in range(aux_num))]
+    names = ("loss_class", "loss_bbox", "loss_giou")
+    zeros = torch.zeros(len(suffixes) * len(names), device=targets[0]["boxes"].device)
+    return dict(zip([n + s for s in suffixes for n in names], zeros.unbind(), strict=True))

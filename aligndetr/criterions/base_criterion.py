@@ -1,0 +1,201 @@
+"""One-to-one matching with focal, L1 and GIoU losses on the last and the auxiliary layers.
+
+Also the frame in which the other criterions of this package change one thing each: name the
+prediction sets, match them all in one call, compute three losses for each.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from aligndetr.losses import giou_box_loss, l1_box_loss
+from aligndetr.utils import get_world_size, is_dist_avail_and_initialized
+
+from .prediction_set import Indices, MatchedPairs, PredictionSet
+
+
+class BaseCriterion(nn.Module):
+    """DETR's criterion: each object is answered by one query, all others learn "no object".
+
+    Args:
+        num_classes: K, the number of object classes.
+        matcher: `aligndetr.matchers.MixedMatcher` or another with its `match`.
+        weight_dict: weight of each loss by key, see `weight_of`.
+
+    Raises:
+        ValueError: `num_classes` is not a positive int.
+    """
+
+    def __init__(self, num_classes: int, matcher: nn.Module, weight_dict: Mapping[str, float]):
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"`num_classes` (={num_classes!r}) must be a positive integer")
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = dict(weight_dict)
+
+    def forward(self, outputs: dict, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Unweighted losses of all layers.
+
+        Args:
+            outputs: "pred_logits" (B, Q, K) and "pred_boxes" (B, Q, 4), cxcywh in [0, 1], of
+                the last layer; "aux_outputs", optional, a list of such dicts for the layers
+                before it.
+            targets: per image "labels" (N,) int64 in [0, K) and "boxes" (N, 4), cxcywh in
+                [0, 1]. N may be 0. Not modified.
+
+        Returns:
+            0-d losses: loss_class, loss_bbox, loss_giou for the last layer, and with suffix _i
+            for `aux_outputs[i]`. They are sums over the batch divided by the number of objects,
+            averaged over the processes and at least 1.
+
+        Raises:
+            NonFinitePredictionError, ValueError: as `MixedMatcher.forward`, and if K is not
+                `num_classes`.
+        """
+        num_boxes = self.count_boxes(outputs, targets)
+        return self.compute_losses(self.prediction_sets(outputs, targets, num_boxes))
+
+    def get_loss(
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        num_boxes: float | Tensor,
+        layer_spec: int,
+        specify_indices: Indices | None = None,
+    ) -> tuple[dict[str, Tensor], Indices]:
+        """Losses of one layer, keys without suffix, and the indices they were computed with.
+
+        Args:
+            outputs, targets: "pred_logits" and "pred_boxes" of the layer; as `forward`.
+            num_boxes: what the sums are divided by.
+            layer_spec: 0 for the encoder, i + 1 for `aux_outputs[i]`, the greatest for the last.
+            specify_indices: per image (query_idx, gt_idx) to use instead of matching.
+        """
+        layer = self.prediction_set(
+            outputs, targets, num_boxes, layer_spec, f"layer {layer_spec}", indices=specify_indices
+        )
+        indices = self.match([layer])[0]
+        return self._losses_of(layer, indices), indices
+
+    def count_boxes(self, outputs: dict, targets: list[dict[str, Tensor]]) -> float | Tensor:
+        """Number of objects per process, at least 1: the step's only all-reduce."""
+        count = float(sum(len(target["labels"]) for target in targets))
+        if not is_dist_avail_and_initialized():
+            return max(count, 1.0)
+        # Stays on the device: reading it would make the host wait.
+        total = torch.tensor(count, device=outputs["pred_logits"].device)
+        torch.distributed.all_reduce(total)
+        return (total / get_world_size()).clamp(min=1)
+
+    def prediction_sets(
+        self, outputs: dict, targets: list[dict[str, Tensor]], num_boxes: float | Tensor
+    ) -> list[PredictionSet]:
+        """The sets that `forward` supervises, in the order in which the model computes them.
+
+        The matcher complains about the first set that is not finite: where the trouble began.
+        """
+        aux_outputs = outputs.get("aux_outputs", [])
+        last = len(aux_outputs) + 1
+        sets = []
+        for i, aux in enumerate(aux_outputs):
+            name = f"decoder layer {i + 1} of {last} (aux_outputs[{i}])"
+            sets.append(self.prediction_set(aux, targets, num_boxes, i + 1, name, f"_{i}"))
+        sets.append(self.prediction_set(outputs, targets, num_boxes, last, "last decoder layer"))
+        return sets
+
+    def prediction_set(
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        num_boxes: float | Tensor,
+        layer: int,
+        name: str,
+        suffix: str = "",
+        indices: Indices | None = None,
+    ) -> PredictionSet:
+        """One layer's predictions as a set, in float32 or wider. Fields as `PredictionSet`."""
+        logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"{name}: the model predicts {logits.shape[-1]} classes but the criterion has "
+                f"`num_classes` = {self.num_classes}; set `model.num_classes` for both"
+            )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        return PredictionSet(
+            logits, boxes, targets, num_boxes, layer, name, suffix, indices=indices
+        )
+
+    def compute_losses(self, sets: list[PredictionSet]) -> dict[str, Tensor]:
+        """Matches what has no indices yet and returns the losses of all sets."""
+        losses = {}
+        for layer, indices in zip(sets, self.match(sets), strict=True):
+            for key, loss in self._losses_of(layer, indices).items():
+                losses[key + layer.suffix] = loss
+        return losses
+
+    def match(self, sets: list[PredictionSet]) -> list[Indices]:
+        """Indices of each set: its own, or the matcher's, all of those in one call."""
+        to_match = [layer.match_request() for layer in sets if layer.indices is None]
+        matched = iter(self.matcher.match(to_match))
+        return [next(matched) if layer.indices is None else layer.indices for layer in sets]
+
+    def classification_loss(
+        self, layer: PredictionSet, pairs: MatchedPairs
+    ) -> tuple[Tensor, float | Tensor]:
+        """Loss over all (query, class) entries, and the weight of each pair's box losses."""
+        one_hot = torch.zeros_like(layer.logits)
+        one_hot[pairs.position] = 1
+        focal = sigmoid_focal_loss(layer.logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
+        return focal / layer.num_boxes, 1
+
+    def weight_of(self, key: str) -> float:
+        """Weight of a loss: that of its exact key, else of the key without the layer's number.
+
+        "loss_bbox_dn_3" is looked up as itself, then as "loss_bbox_dn".
+
+        Raises:
+            KeyError: there is neither. A loss that nobody weighted must not pass unnoticed.
+        """
+        for name in (key, re.sub(r"_\d+$", "", key)):
+            if name in self.weight_dict:
+                return self.weight_dict[name]
+        raise KeyError(
+            f"no weight for loss {key!r}; `model.criterion.weight_dict` has "
+            f"{sorted(self.weight_dict)}"
+        )
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each loss times its weight."""
+        return {key: loss * self.weight_of(key) for key, loss in losses.items()}
+
+    def _losses_of(self, layer: PredictionSet, indices: Indices) -> dict[str, Tensor]:
+        with torch.autocast(layer.logits.device.type, enabled=False):
+            pairs = _gather_pairs(layer, indices)
+            loss_class, weight = self.classification_loss(layer, pairs)
+            boxes = (pairs.src_boxes, pairs.target_boxes, layer.num_boxes, weight)
+            return {
+                "loss_class": loss_class,
+                "loss_bbox": l1_box_loss(*boxes),
+                "loss_giou": giou_box_loss(*boxes),
+            }
+
+
+def _gather_pairs(layer: PredictionSet, indices: Indices) -> MatchedPairs:
+    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(indices)])
+    query = torch.cat([query for query, _ in indices])
+    matched = list(zip(layer.targets, indices, strict=True))
+    labels = torch.cat([target["labels"][gt] for target, (_, gt) in matched])
+    target_boxes = torch.cat([target["boxes"][gt] for target, (_, gt) in matched])
+    return MatchedPairs(
+        indices=indices,
+        position=(image, query, labels),
+        # Indexed even if nothing is matched: the empty result keeps the boxes in the graph,
+        # without which DDP would wait for the box head's gradients.
+        src_boxes=layer.boxes[image, query],
+        target_boxes=target_boxes.to(layer.boxes.dtype),
+    )

@@ -1,0 +1,7 @@
+"""Loss functions: tensors in, a 0-d tensor out."""
+
+from .box_losses import giou_box_loss, l1_box_loss
+from .ia_bce import IA_BCE_loss
+from .local_rank import get_local_rank
+
+__all__ = ["IA_BCE_loss", "get_local_rank", "giou_box_loss", "l1_box_loss"]
