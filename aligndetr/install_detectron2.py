@@ -122,9 +122,9 @@ def drop_unwanted(tree: Path) -> None:
     # The list asks for numpy<2 and black, which the code does not need: every later
     # `pip install` would report a conflict. Ours is in requirements.txt.
     (metadata,) = tree.glob("*.dist-info/METADATA")
-    lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = (line for line in lines if not line.startswith("Requires-Dist:"))
-    metadata.write_text("".join(kept), encoding="utf-8")
+    head, blank, description = metadata.read_text(encoding="utf-8").partition("\n\n")
+    kept = [line for line in head.splitlines() if not line.startswith("Requires-Dist:")]
+    metadata.write_text("\n".join(kept) + blank + description, encoding="utf-8")
 
 
 def install(wheel: Path) -> None:
