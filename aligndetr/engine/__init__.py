@@ -1,3 +1,24 @@
-from .optim import backbone_lr_factor
+"""Training: the loop, its hooks, its processes, and what is checked before it starts."""
 
-__all__ = ["backbone_lr_factor"]
+from .build import build_model, build_optimizer, create_ddp_model
+from .launch import launch
+from .metrics import NonFiniteLossError, NonFiniteStepError
+from .optim import backbone_lr_factor
+from .setup import check_run, setup
+from .train_loop import do_test, do_train
+from .trainer import Trainer
+
+__all__ = [
+    "NonFiniteLossError",
+    "NonFiniteStepError",
+    "Trainer",
+    "backbone_lr_factor",
+    "build_model",
+    "build_optimizer",
+    "check_run",
+    "create_ddp_model",
+    "do_test",
+    "do_train",
+    "launch",
+    "setup",
+]

@@ -1,0 +1,176 @@
+"""Saving and loading checkpoints: data only, whole files only."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer as FvcoreCheckpointer
+from torch import nn
+
+from aligndetr.utils.files import atomic_path
+
+from .loading import LoadReport, load_weights
+from .reading import CheckpointError, local_checkpoint, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+PLAIN_TYPES = (torch.Tensor, str, int, float, bool, type(None))
+
+
+class Checkpointer(FvcoreCheckpointer):
+    """fvcore's Checkpointer with files that are data: tensors, strings, numbers, lists, dicts.
+
+    A file holds "model", the state of each checkpointable (such as "trainer": iteration, hooks,
+    optimizer, gradient scaler), "iteration", and `extra`. It is written under a temporary name
+    and renamed, so that a run killed while saving leaves the earlier files whole.
+
+    Args:
+        model: may be wrapped by DDP; its weights are saved and loaded without the wrapping.
+        save_dir: where checkpoints go, and `last_checkpoint`, which names the newest.
+        extra: plain values that every file takes along, such as "config" (YAML text) and
+            "class_names" (list of str).
+        checkpointables: objects with `state_dict` and `load_state_dict`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        extra: dict[str, Any] | None = None,
+        **checkpointables: Any,
+    ):
+        super().__init__(model, save_dir, save_to_disk=comm.is_main_process(), **checkpointables)
+        self.path_manager = PathManager
+        self.extra = dict(extra or {})
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `<save_dir>/<name>.pth` and name it in `last_checkpoint`; main process only.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite; nothing is written.
+            TypeError: something is neither tensor nor plain value; nothing is written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data = {"model": dict(self.model.state_dict()), **state, **self.extra, **kwargs}
+        _require_finite(data["model"])
+        _require_plain(data, "checkpoint")
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", path)
+        _write_atomically(path, lambda file: torch.save(data, file))
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Let `last_checkpoint` name this file."""
+        text = last_filename_basename.encode()
+        _write_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(text))
+
+    def load(
+        self, path: str, checkpointables: Sequence[str] | None = None, *, strict: bool = True
+    ) -> dict[str, Any]:
+        """Load weights, and the state of the checkpointables.
+
+        Args:
+            path: local file, `detectron2://…` or `http(s)://…`; "" loads nothing.
+            checkpointables: names of those to load; None: all that the file has.
+            strict: as in `load_weights`.
+
+        Returns:
+            What the file holds besides.
+
+        Raises:
+            FileNotFoundError, CheckpointError: see `local_checkpoint`, `read_checkpoint`,
+                `load_weights`.
+        """
+        if not path:
+            logger.info("No checkpoint given: the model keeps its random initial weights")
+            return {}
+        checkpoint = read_checkpoint(local_checkpoint(path))
+        self._warn_of_other_classes(checkpoint, path)
+        self._load_model(checkpoint, source=path, strict=strict)
+        del checkpoint["model"]
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self._load_state(key, checkpoint.pop(key), path)
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any], source: str, strict: bool) -> LoadReport:
+        return load_weights(self.model, checkpoint, source, strict=strict)
+
+    def _load_state(self, key: str, state: dict, path: str) -> None:
+        try:
+            self.checkpointables[key].load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the state of {key!r} in {path!r} does not fit this run ({error}). Resume with "
+                "the config the run was started with, or start anew from these weights: "
+                f"`train.init_checkpoint={path}` and another `train.output_dir`."
+            ) from error
+
+    def _warn_of_other_classes(self, checkpoint: dict[str, Any], path: str) -> None:
+        theirs, ours = checkpoint.get("class_names"), self.extra.get("class_names")
+        if theirs and ours and list(theirs) != list(ours):
+            logger.warning(
+                "%s was trained on the classes %s, the data has %s",
+                path,
+                _short(theirs),
+                _short(ours),
+            )
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the newest checkpoint in `save_dir`.
+
+        Raises:
+            FileNotFoundError: `last_checkpoint` is not there, or names a file that is not.
+        """
+        tag = Path(self.save_dir) / "last_checkpoint"
+        path = tag.with_name(tag.read_text(encoding="utf-8").strip())
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{str(tag)!r} names {path.name!r}, which is not there. Write the name of another "
+                "checkpoint of that folder into it."
+            )
+        return str(path)
+
+
+def _write_atomically(path: Path, write) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _require_finite(state: dict[str, torch.Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise FloatingPointError(
+                f"weight {name!r} is NaN or infinite; the checkpoint was not written and the "
+                "earlier ones are untouched. Lower `optimizer.lr` and resume from the last."
+            )
+
+
+def _require_plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_plain(key, f"a key of {where}")
+            _require_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _require_plain(item, f"{where}[{index}]")
+    elif type(value) not in PLAIN_TYPES and not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; a checkpoint holds tensors, strings, numbers, "
+            "lists and dicts only, so that reading it can run no code"
+        )
+
+
+def _short(names: Sequence[str]) -> str:
+    names = list(names)
+    return f"{len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"

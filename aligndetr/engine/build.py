@@ -1,0 +1,78 @@
+"""From config to objects: model, DDP, optimizer, evaluation."""
+
+import functools
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from .setup import FAST_DEV_RUN_IMAGES
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """`cfg.model` on `cfg.train.device`, with its initial weights."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    logger.info("%s: %d parameters, and %d frozen", type(model).__name__, trained, frozen)
+    logger.debug("%s", model)
+    return model
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
+    """`cfg.optimizer` for a model that is not wrapped yet; `cfg` itself stays plain."""
+    params = instantiate({**_arguments(cfg.optimizer.params), "model": model})
+    return instantiate({**_arguments(cfg.optimizer), "params": params})
+
+
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Wrap a model by DistributedDataParallel if there are several processes.
+
+    detectron2's function of this name passes `device_ids`, which DDP refuses for the CPU.
+
+    Args:
+        model: on its device.
+        fp16_compression: send gradients as float16.
+        kwargs: of DistributedDataParallel (`broadcast_buffers`, `find_unused_parameters`, …).
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    device_ids = [comm.get_local_rank()] if on_gpu else None
+    ddp = DistributedDataParallel(model, device_ids=device_ids, **kwargs)
+    if fp16_compression:
+        ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
+    return ddp
+
+
+def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator]:
+    """Test loader and evaluator. A fast_dev_run takes the first few images, and counts no other."""
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    if not cfg.train.fast_dev_run.enabled:
+        return instantiate(cfg.dataloader.test), evaluator
+    images = list(instantiate(cfg.dataloader.test.dataset))[:FAST_DEV_RUN_IMAGES]
+    loader = instantiate({**_arguments(cfg.dataloader.test), "dataset": images})
+    image_ids = [image["image_id"] for image in images]
+    # inference_on_dataset calls evaluate() without arguments.
+    evaluator.evaluate = functools.partial(evaluator.evaluate, img_ids=image_ids)
+    return loader, evaluator
+
+
+def _arguments(node: DictConfig) -> dict[str, Any]:
+    """The values of a node, so that one of them can be replaced by an object.
+
+    (A config that is data refuses objects, and would be saved with them.)
+    """
+    return dict(node.items())

@@ -1,0 +1,184 @@
+"""What happens before anything is built: checks of the run, the log, the seed, config.yaml.
+
+`check_run` reads and raises, so the parent process can call it once before it spawns others.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+from aligndetr.checkpoint import local_checkpoint
+from aligndetr.config import save_config
+from aligndetr.data import check_num_classes, check_same_classes, class_names
+
+COCO_NUM_CLASSES = 80
+"""`model.num_classes` of the shipped configs: a default that own data may replace."""
+
+FAST_DEV_RUN = {"max_iter": 20, "eval_period": 10, "log_period": 1}
+FAST_DEV_RUN_IMAGES = 4
+
+NOT_YET = ("train.model_ema.enabled", "train.wandb.enabled")
+
+
+def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Check the run, complete its config, start the log, seed, and save the config.
+
+    Every process calls it once, before anything is built. With `--eval-only` nothing is saved:
+    config.yaml belongs to the training.
+
+    Args:
+        cfg: completed in place, see `complete_config`.
+        args: of detectron2's `default_argument_parser`.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: see `check_run`.
+    """
+    check_run(cfg, args)
+    rank = comm.get_rank()
+    output_dir = cfg.train.output_dir
+    for name in ("fvcore", "detectron2", "aligndetr", "projects"):
+        setup_logger(output_dir, distributed_rank=rank, name=name)
+    logger = logging.getLogger(__name__)
+    logger.info("Rank %d of %d processes", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    if comm.is_main_process() and not args.eval_only:
+        path = Path(output_dir) / "config.yaml"
+        save_config(cfg, str(path))
+        logger.info("The full config is in %s", path)
+    seed_all_rng(rank_seed(cfg))
+
+
+def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:
+    """Seed of this process: another one on each rank and after each resumption.
+
+    Without the latter a resumed run would see the images of its beginning again. None, where
+    `train.seed` is negative, lets `seed_all_rng` draw one.
+    """
+    if cfg.train.seed < 0:
+        return None
+    return cfg.train.seed + comm.get_rank() + start_iter * comm.get_world_size()
+
+
+def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Complete the config and refuse, in one clear sentence, what cannot work.
+
+    Raises:
+        ValueError: a key that has no effect yet, device, number of processes, batch size, data
+            set or number of classes. (CheckpointError and DatasetError are ValueErrors.)
+        FileNotFoundError: `train.init_checkpoint` does not exist.
+        FileExistsError: training would mix with what `train.output_dir` holds.
+    """
+    complete_config(cfg, args)
+    for key in NOT_YET:
+        if OmegaConf.select(cfg, key):
+            raise ValueError(f"{key}=True is not available yet; set {key}=False")
+    check_device(cfg.train.device, args.num_gpus)
+    if not args.eval_only:
+        check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
+        check_output_dir(cfg.train.output_dir, args.resume)
+    elif not cfg.train.init_checkpoint:
+        raise ValueError(
+            "--eval-only needs trained weights, but `train.init_checkpoint` is empty; give "
+            "train.init_checkpoint=path/to/model_final.pth"
+        )
+    resumed = args.resume and not args.eval_only and has_checkpoints(cfg.train.output_dir)
+    if cfg.train.init_checkpoint and not resumed:
+        local_checkpoint(cfg.train.init_checkpoint)
+
+
+def complete_config(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Set what follows from other values: the fast_dev_run, and the number of classes.
+
+    `model.num_classes` follows the data unless the user chose it, by an override or by a config
+    with another number than COCO's 80; then it must be the data's.
+    """
+    if cfg.train.fast_dev_run.enabled:
+        cfg.train.update(FAST_DEV_RUN)
+    names = dataset_class_names(cfg, train=not args.eval_only)
+    if not names or "num_classes" not in cfg.model:
+        return
+    chosen = cfg.model.num_classes != COCO_NUM_CLASSES or any(
+        option.lstrip("+").startswith("model.num_classes=") for option in args.opts
+    )
+    if chosen:
+        check_num_classes(cfg.model.num_classes, names)
+    else:
+        cfg.model.num_classes = len(names)
+
+
+def dataset_class_names(cfg: DictConfig, train: bool = True) -> list[str]:
+    """Class names of the data in label order; [] for loaders that name no data set.
+
+    Args:
+        train: ask the train data too (evaluation must not need it), and compare.
+    """
+    found = []
+    for loader in ("train", "test") if train else ("test",):
+        names = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names")
+        names = instantiate(names) if names is not None else []
+        found += [class_names(n) for n in ([names] if isinstance(names, str) else names)]
+    for other in found[1:]:
+        check_same_classes(found[0], other)
+    return found[0] if found else []
+
+
+def check_device(device: str, num_processes: int) -> None:
+    """Raise a ValueError unless this machine has the device, once for each process."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"`train.device` (={device!r}) is not a device: {error}") from error
+    if num_processes < 1:
+        raise ValueError(f"--num-gpus (={num_processes}) must be at least 1")
+    if wanted.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"`train.device` is {device!r}, but this machine has no GPU that torch can use; "
+            "set train.device=cpu"
+        )
+    if num_processes > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus (={num_processes}) is more than the {torch.cuda.device_count()} GPUs of "
+            "this machine"
+        )
+    if num_processes > 1 and wanted.index is not None:
+        raise ValueError(
+            f"`train.device` (={device!r}) names one GPU, but --num-gpus is {num_processes}; "
+            "set train.device=cuda"
+        )
+
+
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Raise a ValueError unless every process gets the same number of images, at least one."""
+    if batch_size < 1 or batch_size % world_size:
+        below = batch_size // world_size * world_size
+        valid = [str(n) for n in (below, below + world_size) if n > 0]
+        raise ValueError(
+            f"`dataloader.train.total_batch_size` (={batch_size}) must be divisible by the "
+            f"number of processes ({world_size}); the nearest valid: {' or '.join(valid)}"
+        )
+
+
+def check_output_dir(output_dir: str, resume: bool) -> None:
+    """Raise a FileExistsError if a new training would overwrite checkpoints."""
+    if has_checkpoints(output_dir) and not resume:
+        raise FileExistsError(
+            f"`train.output_dir` (={output_dir!r}) holds checkpoints of an earlier training; add "
+            "--resume to go on with it, or choose another train.output_dir"
+        )
+
+
+def has_checkpoints(output_dir: str) -> bool:
+    """True if a training has saved something in this folder."""
+    folder = Path(output_dir)
+    return (folder / "last_checkpoint").exists() or any(folder.glob("model_*.pth"))

@@ -1,0 +1,128 @@
+"""Training and testing a config from beginning to end."""
+
+import logging
+
+from detectron2.config import instantiate
+from detectron2.engine import HookBase
+from detectron2.engine import hooks as d2_hooks
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aligndetr.checkpoint import Checkpointer
+from aligndetr.config import config_to_yaml
+from aligndetr.evaluation import evaluate
+
+from .build import build_evaluation, build_model, build_optimizer, create_ddp_model
+from .hooks import EvalHook, PeriodicCheckpointer, reporting_hooks
+from .setup import dataset_class_names, has_checkpoints, rank_seed
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, float]]
+
+
+def do_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
+    """Train `cfg.model`, evaluating and saving on the way and at the end.
+
+    `cfg.train.output_dir` gets checkpoints, metrics.json, TensorBoard events and curves.png.
+
+    Args:
+        cfg: as `setup` leaves it.
+        resume: go on from the last checkpoint in `output_dir`, with optimizer and schedule; if
+            there is none, start from `cfg.train.init_checkpoint`.
+
+    Returns:
+        The trained model, without DDP.
+    """
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    trainer = Trainer(
+        create_ddp_model(model, **cfg.train.ddp),
+        None,  # the loader comes once the seed of a resumed run is known
+        optimizer,
+        amp=cfg.train.amp.enabled,
+        clip_grad=cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None,
+        log_period=cfg.train.log_period,
+    )
+    checkpointer = Checkpointer(
+        model,
+        cfg.train.output_dir,
+        extra={"config": config_to_yaml(cfg), "class_names": dataset_class_names(cfg)},
+        trainer=trainer,
+    )
+    resume = resume and has_checkpoints(cfg.train.output_dir)
+    trainer.register_hooks(_hooks(cfg, model, checkpointer, resume))
+    start_iter = _load(cfg, checkpointer, trainer, resume)
+    if start_iter >= cfg.train.max_iter:
+        logger.info("Nothing to train: all %d iterations are done", cfg.train.max_iter)
+        do_test(cfg, model)
+        return model
+    seed_all_rng(rank_seed(cfg, start_iter))
+    trainer.data_loader = instantiate(cfg.dataloader.train)
+    trainer.train(start_iter, cfg.train.max_iter)
+    logger.info("Checkpoints, config.yaml, metrics.json and log.txt: %s", cfg.train.output_dir)
+    return model
+
+
+def do_test(cfg: DictConfig, model: nn.Module | None = None) -> Results:
+    """Evaluate on `cfg.dataloader.test`.
+
+    Args:
+        model: may be wrapped by DDP; None builds it and loads `cfg.train.init_checkpoint`, which
+            must fit in every tensor.
+
+    Returns:
+        As `aligndetr.evaluation.evaluate`: {task: {metric: value}}, {} on other ranks.
+    """
+    names = dataset_class_names(cfg, train=False)
+    if model is None:
+        model = build_model(cfg)
+        checkpointer = Checkpointer(model, extra={"class_names": names})
+        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    elif isinstance(model, DistributedDataParallel):
+        model = model.module
+    return evaluate(model, *build_evaluation(cfg), names)
+
+
+def _hooks(
+    cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer, resume: bool
+) -> list[HookBase]:
+    """In this order: the time is taken first, what others have put to the log is written last."""
+    train = cfg.train
+    names = dataset_class_names(cfg)
+    evaluation = build_evaluation(cfg)  # once, and now: its errors must not wait for hours
+    checkpointing = PeriodicCheckpointer(checkpointer, **train.checkpointer)
+    return [
+        d2_hooks.IterationTimer(),
+        d2_hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        *([checkpointing] if comm.is_main_process() else []),
+        EvalHook(train.eval_period, lambda: evaluate(model, *evaluation, names)),
+        *reporting_hooks(
+            train.output_dir,
+            train.max_iter,
+            train.log_period,
+            resume,
+            next(model.parameters()).device,
+        ),
+    ]
+
+
+def _load(cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, resume: bool) -> int:
+    """Load the checkpoint to start from; the iteration to start with, the same on all ranks."""
+    start_iter = 0
+    if resume:
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+    else:
+        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[], strict=False)
+    everywhere = comm.all_gather(start_iter)
+    if len(set(everywhere)) > 1:
+        raise ValueError(
+            f"the processes would start at different iterations {everywhere}; every machine needs "
+            f"the same checkpoints in `train.output_dir` (={cfg.train.output_dir!r})"
+        )
+    return start_iter

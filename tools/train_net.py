@@ -1,0 +1,47 @@
+"""Train or evaluate a config.
+
+python tools/train_net.py --config-file projects/aligndetr/configs/NAME.py [--num-gpus N]
+    [--resume] [--eval-only train.init_checkpoint=FILE] [KEY=VALUE ...]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+from detectron2.engine import default_argument_parser
+from omegaconf import DictConfig
+
+from aligndetr.config import apply_overrides, load_config
+from aligndetr.engine import check_run, do_test, do_train, launch, setup
+
+
+def read_config(args: argparse.Namespace) -> DictConfig:
+    return apply_overrides(load_config(args.config_file), args.opts)
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = read_config(args)
+    setup(cfg, args)
+    if args.eval_only:
+        do_test(cfg)
+    else:
+        do_train(cfg, resume=args.resume)
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(dist_url="auto")
+    args = parser.parse_args()
+    cfg = read_config(args)
+    check_run(cfg, args)  # here as well, so that an error shows once and not once per process
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+        device=cfg.train.device,
+    )
