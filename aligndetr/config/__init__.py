@@ -1,0 +1,23 @@
+"""Configs in detectron2's LazyConfig style: load, override, save, and the shared pieces.
+
+A `.py` config is code and may do anything. A YAML config, or one inside a checkpoint, is data:
+it can only build what `allow_list` lets it name.
+"""
+
+from .allow_list import check_targets
+from .common.coco_schedule import ITERS_PER_EPOCH, coco_schedule
+from .loading import get_config, load_config
+from .overrides import apply_overrides
+from .yaml_io import config_from_yaml, config_to_yaml, save_config
+
+__all__ = [
+    "ITERS_PER_EPOCH",
+    "apply_overrides",
+    "check_targets",
+    "coco_schedule",
+    "config_from_yaml",
+    "config_to_yaml",
+    "get_config",
+    "load_config",
+    "save_config",
+]

@@ -1,0 +1,42 @@
+"""Everything about a run that is neither model, data nor optimizer.
+
+A key that is enabled but has no implementation is an error in the engine, never ignored.
+"""
+
+train = {
+    "output_dir": "./output",
+    # A local file, detectron2://..., or "" for random weights.
+    "init_checkpoint": "",
+    "max_iter": 90000,
+    "amp": {"enabled": False},
+    # Arguments of DistributedDataParallel, but for fp16_compression: all-reduce in half precision.
+    "ddp": {
+        "broadcast_buffers": False,
+        "find_unused_parameters": False,
+        "fp16_compression": False,
+    },
+    # `params` are arguments of torch.nn.utils.clip_grad_norm_.
+    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
+    "seed": -1,  # -1: a new one for every run
+    # 20 iterations, an evaluation of 4 images after every 10: does all of it run?
+    "fast_dev_run": {"enabled": False},
+    "checkpointer": {"period": 5000, "max_to_keep": 100},
+    "eval_period": 5000,
+    "log_period": 20,
+    # `params` are arguments of wandb.init.
+    "wandb": {
+        "enabled": False,
+        "params": {
+            "dir": "./wandb_output",
+            "project": "aligndetr",
+            "name": "aligndetr_experiment",
+        },
+    },
+    "model_ema": {
+        "enabled": False,
+        "decay": 0.999,
+        "device": "",  # "": the model's own
+        "use_ema_weights_for_eval_only": False,
+    },
+    "device": "cuda",
+}

@@ -1,0 +1,77 @@
+"""Which keys a part of a config may have, and what was meant by one that it may not have."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+
+from .allow_list import walk
+
+# Dicts whose keys are arguments of a function that the config does not name. None: any key,
+# because the function (wandb.init) may not be installed.
+ARGUMENTS_OF = {
+    "train.clip_grad.params": "torch.nn.utils.clip_grad_norm_",
+    "train.ddp": "torch.nn.parallel.DistributedDataParallel",
+    "train.wandb.params": None,
+}
+
+
+def locate_target(target: str | Callable) -> Callable:
+    """The callable itself; in a `.py` config `_target_` usually is it already."""
+    return locate(target) if isinstance(target, str) else target
+
+
+def check_key(cfg: DictConfig, path: str, name: str, keys: Iterable[str], target: Any) -> None:
+    """Raise ValueError unless the part of `cfg` at `path` may have a key `name`.
+
+    A target with `**kwargs` takes names that it does not list, but not one that resembles a name
+    it does list: that is a typo, and `**kwargs` would swallow it.
+
+    Args:
+        cfg: the whole config, searched for what else could have been meant.
+        path: dotted path of the part, "" for the top level.
+        name: dotted; only its first part is checked, the rest completes the message.
+        keys: names that exist there.
+        target: what the part calls (a name or a callable), None if it is a plain group.
+    """
+    first, _, rest = name.partition(".")
+    keys = [*keys, "_target_"]
+    takes_any, owner = ARGUMENTS_OF.get(path, "") is None, ""
+    target = target or ARGUMENTS_OF.get(path)
+    if target:
+        target = locate_target(target)
+        arguments, takes_any = _arguments_of(target)
+        keys += arguments
+        owner = f" nor an argument of {getattr(target, '__qualname__', target)}"
+    similar = difflib.get_close_matches(first, keys, n=1)
+    if first in keys or (takes_any and not similar):
+        return
+    if similar:
+        nearest = ".".join(part for part in (path, similar[0], rest) if part)
+    else:
+        nearest = _nearest_key(cfg, f"{path}.{name}" if path else name)
+    full = f"{path}.{name}" if path else name
+    raise ValueError(f"`{full}` is no key of the config{owner}; did you mean `{nearest}`?")
+
+
+def _arguments_of(target: Callable) -> tuple[list[str], bool]:
+    """Names of the arguments of `target`, and whether it takes others as well."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return [], True
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in parameters if p.kind in by_name]
+    return names, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _nearest_key(cfg: DictConfig, key: str) -> str:
+    """The key of `cfg` most like `key`, of those with the same last part if there are any."""
+    known = [path for path, _ in walk(OmegaConf.to_container(cfg, resolve=False)) if path]
+    known = [path for path in known if not path.endswith("_target_")] or ["(no key at all)"]
+    last = key.rpartition(".")[2]
+    same_last = [path for path in known if path.rpartition(".")[2] == last]
+    return difflib.get_close_matches(key, same_last or known, n=1, cutoff=0)[0]

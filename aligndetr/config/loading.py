@@ -1,0 +1,51 @@
+"""Config files from disk."""
+
+import difflib
+import os
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig
+
+from .yaml_io import config_from_yaml
+
+_SHARED = Path(__file__).parent
+
+
+def get_config(name: str) -> DictConfig:
+    """One of the configs that come with the library, for other configs to build on.
+
+    Args:
+        name: path inside `aligndetr/config`, for example "common/train.py".
+
+    Returns:
+        A new DictConfig at every call: `get_config("common/train.py").train` is yours to change.
+    """
+    known = sorted(path.relative_to(_SHARED).as_posix() for path in _SHARED.glob("common/**/*.py"))
+    if name not in known:
+        raise ValueError(f"unknown config {name!r}; choose one of {known}")
+    return LazyConfig.load(str(_SHARED / name))
+
+
+def load_config(path: str | os.PathLike) -> DictConfig:
+    """Load a config file: `.py` runs as code, `.yaml` and `.yml` are read as data.
+
+    Args:
+        path: a file on this machine.
+
+    Raises:
+        FileNotFoundError: with the most similar file beside it.
+        ValueError: another suffix, YAML with Python tags, or a `_target_` that data may not name
+            (see `check_targets`). Nothing of the file has run then.
+    """
+    path = Path(path)
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise ValueError(f"config file {str(path)!r} must end in .py, .yaml or .yml")
+    if not path.is_file():
+        beside = [str(p) for p in path.parent.glob("*") if p.suffix in (".py", ".yaml", ".yml")]
+        nearest = difflib.get_close_matches(str(path), beside, n=1, cutoff=0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise FileNotFoundError(f"config file {str(path)!r} does not exist{hint}")
+    if path.suffix == ".py":
+        return LazyConfig.load(str(path))
+    return config_from_yaml(path.read_text(encoding="utf-8"), source=str(path))
