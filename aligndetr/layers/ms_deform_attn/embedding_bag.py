@@ -46,7 +46,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
         batch, queries, heads = locations.shape[:3]
         table = _pad_levels(value, spatial_shapes)
         out = value.new_empty(batch * queries * heads, value.shape[-1])
-        for chunk, bags in _chunks(value, spatial_shapes, locations, weights):
+        for chunk, bags in _chunks(spatial_shapes, locations, weights):
             corner_weights = bags.corner_weights.flatten(1)
             out[chunk] = F.embedding_bag(
                 bags.index.flatten(1), table, mode="sum", per_sample_weights=corner_weights
@@ -66,7 +66,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
         grad_table = torch.zeros_like(table)
         grad_locations = locations.new_empty(num_bags, num_samples, 2)
         grad_weights = weights.new_empty(num_bags, num_samples)
-        for chunk, bags in _chunks(value, ctx.spatial_shapes, locations, weights):
+        for chunk, bags in _chunks(ctx.spatial_shapes, locations, weights):
             products = _dot_with_corners(bags.index, grad_out[chunk], table)
             grad_locations[chunk], grad_weights[chunk] = _sample_gradients(products, bags)
             _add_to_corners(grad_table, bags, grad_out[chunk])
@@ -90,7 +90,7 @@ class _Bags(NamedTuple):
 
 
 def _chunks(
-    value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+    spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Iterator[tuple[slice, _Bags]]:
     """The bags of every query and head, in the order of `locations`, CHUNK at a time."""
     batch, queries, heads, _, points, _ = locations.shape
@@ -98,9 +98,9 @@ def _chunks(
     size_float = size.to(locations.dtype)
     # Row of the table at which each bag's batch entry and head begin; heads lie innermost.
     table_length = sum(_padded_areas(spatial_shapes)) * heads
-    batch_start = torch.arange(batch, dtype=torch.int32)[:, None, None] * table_length
-    origin = batch_start + torch.arange(heads, dtype=torch.int32)
-    origin = origin.expand(batch, queries, heads).reshape(-1, 1)
+    origin = torch.arange(batch, dtype=torch.int32)[:, None, None] * table_length
+    origin = (origin + torch.arange(heads, dtype=torch.int32)).expand(batch, queries, heads)
+    origin = origin.reshape(-1, 1)
     num_bags, num_samples = len(origin), len(size)
     locations = locations.reshape(num_bags, num_samples, 2)
     weights = weights.reshape(num_bags, num_samples)
@@ -144,12 +144,9 @@ def _sample_constants(
 
 def _corner_index(top_left: Tensor, row_step: Tensor, column_step: int) -> Tensor:
     """(n, 4, K) table rows of the corners, from the (n, K) of the first."""
-    index = top_left.new_empty(len(top_left), 4, top_left.shape[1])
-    index[:, 0] = top_left
-    torch.add(top_left, column_step, out=index[:, 1])
-    torch.add(top_left, row_step, out=index[:, 2])
-    torch.add(index[:, 2], column_step, out=index[:, 3])
-    return index
+    bottom_left = top_left + row_step
+    corners = (top_left, top_left + column_step, bottom_left, bottom_left + column_step)
+    return torch.stack(corners, dim=1)
 
 
 def _corner_weights(weights: Tensor, fraction: Tensor) -> Tensor:
@@ -157,12 +154,8 @@ def _corner_weights(weights: Tensor, fraction: Tensor) -> Tensor:
     x, y = fraction.unbind(-1)
     bottom = weights * y
     top = weights - bottom
-    shares = weights.new_empty(len(weights), 4, weights.shape[1])
-    torch.mul(top, x, out=shares[:, 1])
-    torch.sub(top, shares[:, 1], out=shares[:, 0])
-    torch.mul(bottom, x, out=shares[:, 3])
-    torch.sub(bottom, shares[:, 3], out=shares[:, 2])
-    return shares
+    top_right, bottom_right = top * x, bottom * x
+    return torch.stack([top - top_right, top_right, bottom - bottom_right, bottom_right], dim=1)
 
 
 def _dot_with_corners(index: Tensor, grad_out: Tensor, table: Tensor) -> Tensor:
@@ -211,7 +204,7 @@ def _add_to_corners(grad_table: Tensor, bags: _Bags, grad_out: Tensor) -> None:
         grad_out,
         counts.cumsum(0) - counts,
         mode="sum",
-        per_sample_weights=bags.corner_weights.flatten()[order],
+        per_sample_weights=bags.corner_weights.flatten().index_select(0, order),
     )
     grad_table.index_add_(0, rows, sums)
 
