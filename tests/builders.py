@@ -79,9 +79,9 @@ def tiny_model(
         num_classes=5,
         matcher=MixedMatcher(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0),
         weight_dict={
-            f"loss_{name}{dn}": weight
+            f"loss_{name}{part}": weight
             for name, weight in {"class": 1.0, "bbox": 5.0, "giou": 2.0}.items()
-            for dn in ("", "_dn")
+            for part in ("", "_enc", "_dn")
         },
         match_num=[2, 2, 2, 1],
         alpha=0.25,

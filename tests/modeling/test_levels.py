@@ -33,9 +33,9 @@ def test_tokens_are_joined_row_by_row_from_fine_to_coarse():
 
 
 def test_wrong_number_of_levels_is_an_error():
-    maps = [torch.zeros(1, 3, 2, 2)]
+    maps, mask = [torch.zeros(1, 3, 2, 2)], torch.zeros(1, 2, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="got 1 feature maps but `num_feature_levels` is 4"):
-        FeatureLevels.from_maps(maps, [torch.zeros(1, 2, 2, dtype=torch.bool)], maps, torch.zeros(4, 3))
+        FeatureLevels.from_maps(maps, [mask], maps, torch.zeros(4, 3))
 
 
 def test_padding_masks_and_valid_ratios():

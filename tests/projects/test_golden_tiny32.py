@@ -124,31 +124,40 @@ def test_training_losses_and_gradients(outputs, case, dn_number, precision):
         assert got == pytest.approx(norm, rel=1e-4, abs=1e-7 * scale), name
 
 
-def test_twenty_steps_of_training_follow_the_reference():
+@pytest.mark.parametrize(
+    ("precision", "loss_error", "norm_error"),
+    # A sampling point within rounding of a pixel's centre line may fall to either side, where
+    # the slope differs: in float32 a gradient norm is only as sure as that.
+    [("f32", 1e-5, 1e-3), ("f64", 1e-7, 1e-6)],
+)
+def test_twenty_steps_of_training_follow_the_reference(
+    outputs, monkeypatch, precision, loss_error, norm_error
+):
     golden_run = golden_json("tiny32_trajectory")
-    model = golden_tiny_model().train()
+    model = golden_tiny_model().to(DTYPES[precision]).train()
     parameters = dict(model.named_parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [parameters[name] for name in group["params"]],
-                "lr": group["lr"],
-                "weight_decay": group["weight_decay"],
-            }
-            for group in golden_run["param_groups"]
-        ],
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
+    groups = [
+        group | {"params": [parameters[name] for name in group["params"]]}
+        for group in golden_run["param_groups"]
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
     batch = golden_tiny_batch()
-    steps = golden_run["f32"]
+    steps = golden_run[precision]
     assert len(steps["total"]) == 20
     for step in range(20):
-        losses = model(batch)
-        total = sum(losses.values())
-        assert total.item() == pytest.approx(steps["total"][step], rel=1e-5), step
+        total = sum(model(batch).values())
+        assert total.item() == pytest.approx(steps["total"][step], rel=loss_error), step
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        assert norm.item() == pytest.approx(steps["grad_norm_before_clip"][step], rel=1e-4), step
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1).item()
+        assert norm == pytest.approx(steps["grad_norm_before_clip"][step], rel=norm_error), step
         optimizer.step()
+
+    calls = []
+    watch_calls(monkeypatch, model, "inference", calls)
+    with torch.no_grad():
+        model.eval()(batch[:1])
+    (((logits, boxes, _), _),) = calls
+    for name, got in (("pred_logits", logits), ("pred_boxes", boxes)):
+        want = tensor(outputs[f"traj/{precision}/after20_img0_{name}"])
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-3 if precision == "f32" else 1e-6)

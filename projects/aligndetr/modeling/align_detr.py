@@ -203,7 +203,8 @@ class AlignDETR(nn.Module):
 
     def _predict_layer(self, layer: int, state: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, D + Q, K) and boxes (B, D + Q, 4) of one decoder layer."""
-        return self.class_embed[layer](state), refine_boxes(self.bbox_embed[layer](state), reference)
+        boxes = refine_boxes(self.bbox_embed[layer](state), reference)
+        return self.class_embed[layer](state), boxes
 
     def _predict_all_layers(
         self, states: Tensor, init_reference: Tensor, references: Tensor
