@@ -1,0 +1,171 @@
+"""Bad data is refused with a message that names the thing, its value and the remedy."""
+
+import logging
+
+import pytest
+
+from aligndetr.data.checks import (
+    DatasetError,
+    check_images_exist,
+    check_num_classes,
+    check_same_classes,
+    find_unusable_boxes,
+    read_coco_json,
+)
+from tests.data.coco_json import COCO_TINY, make_content, write_dataset, write_json
+
+
+def test_real_coco_passes_without_a_word(caplog):
+    json_file = COCO_TINY / "annotations" / "instances_train.json"
+    content = read_coco_json(json_file)
+    assert find_unusable_boxes(content, json_file) == set()
+    check_images_exist(content["images"], COCO_TINY / "train")
+    assert caplog.records == []
+
+
+def drop_field(key, field):
+    return lambda content: content[key][0].pop(field)
+
+
+def set_field(key, field, value):
+    return lambda content: content[key][0].update({field: value})
+
+
+SPOILED = {
+    "list missing": (lambda c: c.pop("annotations"), ["not a COCO json", "'annotations'"]),
+    "list is an object": (lambda c: c.update(images={}), ["not a COCO json", "'images'"]),
+    "no images": (lambda c: c["images"].clear(), ["holds no images"]),
+    "no categories": (lambda c: c["categories"].clear(), ["holds no categories"]),
+    "image without width": (drop_field("images", "width"), ["images[0]", "id 5", "'width'"]),
+    "width is text": (set_field("images", "width", "40"), ["images[0]", "width='40'", "float"]),
+    "category without name": (drop_field("categories", "name"), ["categories[0]", "'name'"]),
+    "annotation without box": (drop_field("annotations", "bbox"), ["id 11", "'bbox'"]),
+    "annotation without id": (drop_field("annotations", "id"), ["annotations[0]", "'id'"]),
+    "image is a number": (lambda c: c["images"].insert(0, 7), ["images[0]", "7"]),
+    "unknown category": (
+        set_field("annotations", "category_id", 4),
+        ["annotation 11 of image 2", "category_id 4", "3, 7, 90", "correct the id"],
+    ),
+    "box of three numbers": (
+        set_field("annotations", "bbox", [1, 2, 3]),
+        ["annotation 11 of image 2", "[1, 2, 3]", "[x, y, width, height]"],
+    ),
+    "box is not a number": (
+        set_field("annotations", "bbox", [1, 2, float("nan"), 4]),
+        ["annotation 11 of image 2", "nan", "finite"],
+    ),
+    "image id twice": (set_field("images", "id", 2), ["id 2 ", "twice in images"]),
+    "annotation id twice": (set_field("annotations", "id", 12), ["id 12 ", "in annotations"]),
+    "category id twice": (set_field("categories", "id", 7), ["id 7 ", "twice in categories"]),
+}
+
+
+@pytest.mark.parametrize(("spoil", "expected"), SPOILED.values(), ids=SPOILED)
+def test_bad_json_is_refused(spoil, expected, tmp_path):
+    content = make_content()
+    spoil(content)
+    json_file = write_json(tmp_path, content)
+    with pytest.raises(DatasetError) as error:
+        read_coco_json(json_file)
+    for part in [*expected, str(json_file)]:
+        assert part in str(error.value)
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"absent\.json' does not exist"):
+        read_coco_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"images": [', "is not JSON .*expected a COCO"),
+        (b"", "is not JSON"),
+        (b"\x89PNG\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1, 2]", "is not a COCO json: it holds a list"),
+        (b"null", "it holds a NoneType"),
+    ],
+    ids=["cut off", "empty file", "picture", "deeply nested", "list", "null"],
+)
+def test_what_is_no_coco_json_is_refused(content, message, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        read_coco_json(path)
+
+
+BOXES = {  # in an image of 40 x 20: (box, dropped, word of the message, None if there is none)
+    "inside": ([0, 0, 40, 20], False, None),
+    "rounded": ([0, 0, 40.05, 20.05], False, None),
+    "zero width": ([5, 5, 0, 4], True, "not positive"),
+    "negative height": ([5, 5, 4, -4], True, "not positive"),
+    "right of the image": ([40, 5, 4, 4], True, "outside"),
+    "above the image": ([5, -4, 4, 4], True, "outside"),
+    "over the left border": ([-3, 5, 10, 4], False, "clips"),
+    "over the lower border": ([5, 15, 4, 10], False, "clips"),
+}
+
+
+@pytest.mark.parametrize(("box", "is_dropped", "word"), BOXES.values(), ids=BOXES)
+def test_unusable_boxes_are_dropped_and_named(box, is_dropped, word, caplog):
+    content = make_content()
+    content["annotations"][0]["bbox"] = box
+    assert find_unusable_boxes(content, "x.json") == ({11} if is_dropped else set())
+    if word is None:
+        assert caplog.records == []
+    else:
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        for part in ("1 of 3 boxes", "'x.json'", "annotation 11 of image 2", str(box), word):
+            assert part in record.getMessage()
+
+
+def test_annotation_of_an_unlisted_image_is_dropped(caplog):
+    content = make_content()
+    content["annotations"][0]["image_id"] = 99
+    assert find_unusable_boxes(content, "x.json") == {11}
+    assert "annotation 11 of image 99" in caplog.text
+
+
+def test_a_long_list_is_shortened(caplog):
+    content = make_content()
+    bad = {"image_id": 2, "category_id": 3, "bbox": [1, 1, 0, 0]}
+    content["annotations"] = [{"id": i, **bad} for i in range(12)]
+    find_unusable_boxes(content, "x.json")
+    assert "12 of 12 boxes" in caplog.text
+    assert "and 7 more" in caplog.text
+
+
+def test_missing_image_files_are_counted_and_named(tmp_path):
+    content = make_content()
+    write_dataset(tmp_path, content)
+    (tmp_path / "train" / "a.png").unlink()
+    with pytest.raises(DatasetError) as error:
+        check_images_exist(content["images"], tmp_path / "train")
+    for part in ("1 of 2", "'a.png' (image id 2)", "dataset.train_images"):
+        assert part in str(error.value)
+    assert "b.png" not in str(error.value)
+
+
+def test_images_in_subfolders_are_found(tmp_path):
+    for folder in ("x", "y/z"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.png").touch()
+    check_images_exist(
+        [{"id": 1, "file_name": "x/1.png"}, {"id": 2, "file_name": "y/z/1.png"}], tmp_path
+    )
+    with pytest.raises(DatasetError, match="1 of 1 image files"):
+        check_images_exist([{"id": 1, "file_name": "absent/1.png"}], tmp_path)
+
+
+def test_number_of_classes_must_fit():
+    check_num_classes(2, ["car", "tree"])
+    with pytest.raises(DatasetError, match=r"is 80, .* has 2 classes \(car, tree\).*num_classes=2"):
+        check_num_classes(80, ["car", "tree"])
+
+
+def test_train_and_val_must_have_the_same_classes():
+    check_same_classes(["car", "tree"], ["car", "tree"])
+    with pytest.raises(DatasetError, match="car, tree, the val json tree, car"):
+        check_same_classes(["car", "tree"], ["tree", "car"])
