@@ -8,6 +8,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
+DEMO_OUTPUT := output/demo
 
 .PHONY: help setup demo test lint clean
 
@@ -35,6 +36,8 @@ $(VENV)/setup.done: requirements.txt requirements-dev.txt setup.py
 demo: setup
 	$(RUN) tools/prepare_demo_data.py
 	$(RUN) tools/train_net.py --resume --config-file $(DEMO_CONFIG)
+	$(RUN) tools/plot_predictions.py --config-file $(DEMO_OUTPUT)/config.yaml \
+		train.init_checkpoint=$(DEMO_OUTPUT)/model_final.pth
 
 test: setup
 	$(RUN) -m pytest
