@@ -188,3 +188,9 @@ def test_keys_and_shapes_are_those_of_released_weights(part):
     prefix = re.compile(rf"transformer\.{part}\.(layers\..+)")
     expected = {m[1]: shape for key, shape in released.items() if (m := prefix.match(key))}
     assert {key: list(t.shape) for key, t in sequence.state_dict().items()} == expected
+
+
+def test_compiles_into_one_graph():
+    layer, inputs = decoder_layer(), decoder_inputs()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs), layer(**inputs))

@@ -52,7 +52,8 @@ def multi_scale_deformable_attn(
             run here.
     """
     spatial_shapes = as_shape_list(spatial_shapes)
-    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    if not torch.jit.is_tracing():  # sizes are tensors there, and checks would end in the trace
+        _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     implementation = BACKENDS[choose_backend(backend, value.device)]
     tensors = (value, sampling_locations, attention_weights)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
@@ -109,10 +110,10 @@ def _obstacle_to_embedding_bag(device: torch.device) -> str | None:
     """Why embedding_bag cannot run, None if it can."""
     if device.type != "cpu":
         return f"runs on the CPU only, the tensors are on {device}"
+    if _graph_is_captured():  # first: torch.compile cannot follow the question for MKL
+        return "cannot be compiled, traced or exported"
     if not torch.backends.mkl.is_available():
         return "needs a build of torch with MKL for its backward pass"
-    if _graph_is_captured():
-        return "cannot be compiled, traced or exported"
     return None
 
 
