@@ -1,6 +1,7 @@
 """From config to objects: model, DDP, optimizer, evaluation."""
 
 import functools
+import inspect
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from detectron2.config import instantiate
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -25,14 +26,18 @@ def build_model(cfg: DictConfig) -> nn.Module:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     logger.info("%s: %d parameters, and %d frozen", type(model).__name__, trained, frozen)
-    logger.debug("%s", model)
     return model
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
     """`cfg.optimizer` for a model that is not wrapped yet; `cfg` itself stays plain."""
     params = instantiate({**_arguments(cfg.optimizer.params), "model": model})
-    return instantiate({**_arguments(cfg.optimizer), "params": params})
+    optimizer = instantiate({**_arguments(cfg.optimizer), "params": params})
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, ListConfig):  # `betas`; a checkpoint holds plain values
+                group[key] = tuple(value)
+    return optimizer
 
 
 def create_ddp_model(
@@ -49,6 +54,9 @@ def create_ddp_model(
     """
     if comm.get_world_size() == 1:
         return model
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+        # Newer torch has renamed the argument and warns of the old name.
+        kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers", True)
     on_gpu = next(model.parameters()).is_cuda
     device_ids = [comm.get_local_rank()] if on_gpu else None
     ddp = DistributedDataParallel(model, device_ids=device_ids, **kwargs)

@@ -5,12 +5,13 @@
 
 import argparse
 import logging
+import platform
 from pathlib import Path
 
 import torch
+from detectron2 import __version__ as d2_version
 from detectron2.config import instantiate
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
@@ -48,13 +49,23 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(output_dir, distributed_rank=rank, name=name)
     logger = logging.getLogger(__name__)
     logger.info("Rank %d of %d processes", rank, comm.get_world_size())
-    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("%s", describe_environment(cfg.train.device))
     logger.info("Command line: %s", args)
     if comm.is_main_process() and not args.eval_only:
         path = Path(output_dir) / "config.yaml"
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
     seed_all_rng(rank_seed(cfg))
+
+
+def describe_environment(device: str) -> str:
+    """One line; `python -m detectron2.utils.collect_env` tells more."""
+    if torch.device(device).type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    else:
+        where = f"{torch.get_num_threads()} threads per process on {device}"
+    python = platform.python_version()
+    return f"Python {python}, torch {torch.__version__}, detectron2 {d2_version}; {where}"
 
 
 def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:
@@ -162,10 +173,11 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
     """Raise a ValueError unless every process gets the same number of images, at least one."""
     if batch_size < 1 or batch_size % world_size:
         below = batch_size // world_size * world_size
-        valid = [str(n) for n in (below, below + world_size) if n > 0]
+        nearest = sorted({max(n, world_size) for n in (below, below + world_size)})
         raise ValueError(
             f"`dataloader.train.total_batch_size` (={batch_size}) must be divisible by the "
-            f"number of processes ({world_size}); the nearest valid: {' or '.join(valid)}"
+            f"number of processes ({world_size}); the nearest valid: "
+            f"{' or '.join(map(str, nearest))}"
         )
 
 

@@ -1,0 +1,120 @@
+"""Which tensors of a file go where, and what is said about the others."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from aligndetr.checkpoint import CheckpointError, load_weights
+
+
+class Detector(nn.Module):
+    """A backbone, and a class head that also stands under a second name."""
+
+    def __init__(self, num_classes=3, width=5):
+        super().__init__()
+        self.backbone = nn.Sequential()
+        self.backbone.add_module("stem", nn.Conv2d(3, width, 1))
+        self.class_embed = nn.Linear(width, num_classes)
+        self.decoder = nn.Module()
+        self.decoder.class_embed = self.class_embed
+
+
+def load(model, state, strict=False, **extra):
+    return load_weights(model, {"model": state, **extra}, "weights.pth", strict=strict)
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(model, state):
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_everything_fits():
+    source, model = Detector(), Detector()
+    report = load(model, source.state_dict(), strict=True)
+    assert report.complete
+    assert len(report.loaded) == 6
+    assert_same(model, source.state_dict())
+
+
+def test_ddp_prefix_is_taken_off():
+    source, model = Detector(), Detector()
+    load(model, {f"module.{k}": v for k, v in source.state_dict().items()}, strict=True)
+    assert_same(model, source.state_dict())
+
+
+def test_one_name_of_a_shared_tensor_is_enough():
+    source, model = Detector(), Detector()
+    state = {k: v for k, v in source.state_dict().items() if not k.startswith("decoder")}
+    assert load(model, state, strict=True).complete
+    assert_same(model, source.state_dict())
+
+
+def test_head_of_other_classes_keeps_its_initial_values_and_says_so(caplog):
+    source, model = Detector(num_classes=80), Detector(num_classes=3)
+    before = snapshot(model)
+    with caplog.at_level(logging.WARNING):
+        report = load(model, source.state_dict())
+    assert report.mismatched["class_embed.weight"] == ((80, 5), (3, 5))
+    assert "class_embed.weight: (80, 5) in the file, (3, 5) here" in caplog.text
+    assert torch.equal(model.class_embed.weight, before["class_embed.weight"])
+    assert torch.equal(model.backbone.stem.weight, source.backbone.stem.weight)
+
+
+def test_strict_refuses_the_head_of_other_classes_and_changes_nothing():
+    model = Detector(num_classes=3)
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match=r"(?s)weights\.pth.*class_embed\.weight"):
+        load(model, Detector(num_classes=80).state_dict(), strict=True)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_strict_refuses_what_is_missing_or_too_much(change):
+    state = Detector().state_dict()
+    if change == "missing":
+        del state["backbone.stem.bias"]
+    else:
+        state["neck.weight"] = torch.ones(1)
+    name = {"missing": "bias", "unexpected": "neck"}[change]
+    with pytest.raises(CheckpointError, match=rf"(?s){name}.*Every tensor must fit"):
+        load(Detector(), state, strict=True)
+    assert load(Detector(), state).loaded
+
+
+def test_nothing_in_common_is_an_error():
+    model = Detector()
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match=r"no tensor.*layer1.*backbone\.stem"):
+        load(model, {"layer1.weight": torch.ones(2)})
+    assert_same(model, before)
+
+
+def test_other_architecture_is_an_error():
+    with pytest.raises(CheckpointError, match=r"other dimensions.*\(3, 7\)"):
+        load(
+            Detector(width=5),
+            {**Detector(width=7).state_dict(), "backbone.stem.bias": torch.ones(5)},
+        )
+
+
+def test_backbone_of_the_model_zoo_matches_by_the_end_of_names(caplog):
+    model = Detector()
+    before = snapshot(model)
+    state = {
+        "stem.weight": torch.ones(5, 3, 1, 1),
+        "stem.bias": torch.ones(5),
+        "stem.fc": torch.ones(2),
+    }
+    with caplog.at_level(logging.WARNING):
+        report = load(model, state, matching_heuristics=True)
+    assert sorted(report.loaded) == ["backbone.stem.bias", "backbone.stem.weight"]
+    assert report.unexpected == ["stem.fc"]
+    assert model.backbone.stem.weight.eq(1).all()
+    assert torch.equal(model.class_embed.weight, before["class_embed.weight"])
+    assert "class_embed" in caplog.text

@@ -1,0 +1,114 @@
+"""Several processes on the CPU: they equal one, and fail together."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+from torch.multiprocessing import ProcessRaisedException
+
+from aligndetr.checkpoint import read_checkpoint
+from aligndetr.engine import (
+    NonFiniteLossError,
+    Trainer,
+    create_ddp_model,
+    do_train,
+    launch,
+    setup,
+)
+from tests.engine.stand_in import Images, StandIn, arguments, stand_in_config
+
+
+def train(folder, world_size):
+    assert comm.get_world_size() == world_size
+    cfg = stand_in_config(folder, max_iter=6)
+    cfg.train.clip_grad.params.max_norm = 0.01
+    setup(cfg, arguments(num_gpus=world_size))
+    do_train(cfg)
+
+
+def diverge(folder):
+    """Train until the loss of rank 1 is NaN; leave the error's text, and check the weights."""
+    torch.manual_seed(0)
+    model = create_ddp_model(StandIn())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, Images(4, poisoned_id=5), optimizer)  # id 5: rank 1, second batch
+    vectors = []
+    model.register_forward_pre_hook(
+        lambda *_: vectors.append(nn.utils.parameters_to_vector(model.parameters()).clone())
+    )
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train(0, 4)
+    assert len(vectors) == 2
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), vectors[1])
+    Path(folder, f"rank{comm.get_rank()}").write_text(str(caught.value))
+
+
+def all_that_needs_two_processes(folder):
+    assert dist.get_backend() == "gloo"
+    assert comm.get_local_rank() == comm.get_rank()
+    train(f"{folder}/two", world_size=2)
+    diverge(folder)
+    if comm.get_rank() == 1:
+        raise RuntimeError("rank 1 has had enough")
+    comm.synchronize()  # rank 0 would wait here for ever
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Two processes, started once since that takes seconds: (folder, the error they ended with)."""
+    folder = tmp_path_factory.mktemp("launched")
+    with pytest.raises(ProcessRaisedException) as caught:
+        launch(
+            all_that_needs_two_processes,
+            2,
+            args=(str(folder),),
+            device="cpu",
+            timeout=timedelta(seconds=100),
+        )
+    return folder, str(caught.value)
+
+
+def test_two_processes_equal_one_with_the_same_total_batch(launched, tmp_path):
+    two = launched[0] / "two"
+    launch(train, 1, args=(str(tmp_path), 1), device="cpu")
+    expected = read_checkpoint(str(tmp_path / "model_final.pth"))["model"]
+    found = read_checkpoint(str(two / "model_final.pth"))["model"]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-7, rtol=1e-5)
+
+    expected, found = (
+        [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        for folder in (tmp_path, two)
+    )
+    for a, b in zip(expected, found, strict=True):
+        for name in {"total_loss", "loss_square", "grad_norm", "bbox/AP"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+
+
+def test_non_finite_loss_on_one_rank_stops_all_before_the_step(launched):
+    messages = [(launched[0] / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert "iteration 1" in messages[0]
+    assert "rank 1" in messages[0]
+    assert "rank 0" not in messages[0]
+    assert "5 (5.png)" in messages[0]
+
+
+def test_error_of_one_process_ends_the_others(launched):
+    assert "rank 1 has had enough" in launched[1]
+
+
+def test_one_process_is_this_one():
+    seen = []
+    launch(seen.append, 1, args=("called",), device="cpu")
+    assert seen == ["called"]
+
+
+def test_auto_url_is_for_one_machine():
+    with pytest.raises(ValueError, match="--dist-url tcp://HOST:PORT"):
+        launch(print, 1, num_machines=2, device="cpu")

@@ -1,0 +1,152 @@
+"""What a run is refused for, before anything is built."""
+
+import json
+
+import pytest
+import torch
+
+from aligndetr.data import DatasetError
+from aligndetr.engine import check_run
+from aligndetr.engine.setup import check_batch_size, check_device, complete_config, rank_seed
+from tests.engine.stand_in import arguments, stand_in_config
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return stand_in_config(tmp_path / "output")
+
+
+@pytest.fixture
+def own_data(cfg, tmp_path):
+    """The config with a train and a val json of three classes."""
+    categories = [{"id": 3 * i, "name": name} for i, name in enumerate("abc", start=1)]
+    image = {"id": 1, "file_name": "1.png", "width": 8, "height": 8}
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    content = {"images": [image], "annotations": [box], "categories": categories}
+    for split, loader in (("train", "train"), ("val", "test")):
+        path = tmp_path / f"{split}.json"
+        path.write_text(json.dumps(content))
+        cfg.dataloader[loader].dataset = {
+            "names": {
+                "_target_": "aligndetr.data.register_dataset",
+                "split": split,
+                "json_file": str(path),
+                "image_root": str(tmp_path),
+            }
+        }
+    cfg.model.num_classes = 80
+    return cfg
+
+
+def test_a_sound_run_passes_and_writes_nothing(cfg, tmp_path):
+    check_run(cfg, arguments())
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_gpu_names_the_remedy(cfg):
+    cfg.train.device = "cuda"
+    with pytest.raises(ValueError, match=r"no GPU.*train\.device=cpu"):
+        check_run(cfg, arguments())
+
+
+@pytest.mark.parametrize("device", ["gpu", "cudaa", ""])
+def test_unknown_device_is_refused(device):
+    with pytest.raises(ValueError, match="train.device"):
+        check_device(device, 1)
+
+
+def test_no_process_is_refused():
+    with pytest.raises(ValueError, match="--num-gpus"):
+        check_device("cpu", 0)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "nearest"),
+    [(6, 4, "4 or 8"), (3, 4, "4"), (0, 2, "2"), (-1, 1, "1")],
+)
+def test_batch_size_that_does_not_divide_names_the_nearest(batch_size, world_size, nearest):
+    with pytest.raises(ValueError, match=rf"\(={batch_size}\).*nearest valid: {nearest}$"):
+        check_batch_size(batch_size, world_size)
+
+
+def test_batch_size_is_for_all_machines_together(cfg):
+    with pytest.raises(ValueError, match="number of processes \\(6\\)"):
+        check_run(cfg, arguments(num_gpus=2, num_machines=3))
+
+
+@pytest.mark.parametrize("name", ["model_0000009.pth", "last_checkpoint"])
+def test_overwriting_checkpoints_is_refused(cfg, tmp_path, name):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=r"--resume.*another train\.output_dir"):
+        check_run(cfg, arguments())
+    check_run(cfg, arguments(resume=True))
+    assert (tmp_path / "output" / name).read_text() == "precious"
+
+
+def test_missing_checkpoint_is_refused(cfg):
+    cfg.train.init_checkpoint = "nowhere/model.pth"
+    with pytest.raises(FileNotFoundError, match=r"'nowhere/model\.pth'.*train\.init_checkpoint"):
+        check_run(cfg, arguments())
+
+
+def test_unknown_scheme_is_refused(cfg):
+    cfg.train.init_checkpoint = "detectron3://model.pth"
+    with pytest.raises(ValueError, match="detectron3"):
+        check_run(cfg, arguments())
+
+
+def test_resumed_run_does_not_need_its_initial_checkpoint(cfg, tmp_path):
+    cfg.train.init_checkpoint = "nowhere/model.pth"
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").touch()
+    check_run(cfg, arguments(resume=True))
+
+
+def test_evaluation_needs_weights(cfg):
+    with pytest.raises(ValueError, match=r"train\.init_checkpoint=path"):
+        check_run(cfg, arguments(eval_only=True))
+
+
+@pytest.mark.parametrize("key", ["model_ema", "wandb"])
+def test_what_has_no_effect_yet_is_refused(cfg, key):
+    cfg.train[key].enabled = True
+    with pytest.raises(ValueError, match=rf"train\.{key}\.enabled=True is not available yet"):
+        check_run(cfg, arguments())
+
+
+def test_number_of_classes_follows_the_data(own_data):
+    complete_config(own_data, arguments())
+    assert own_data.model.num_classes == 3
+
+
+def test_chosen_number_of_classes_must_be_the_datas(own_data):
+    with pytest.raises(DatasetError, match=r"model\.num_classes is 80.*3 classes"):
+        complete_config(own_data, arguments(opts=["model.num_classes=80"]))
+    own_data.model.num_classes = 5
+    with pytest.raises(DatasetError, match=r"model\.num_classes is 5.*set model\.num_classes=3"):
+        complete_config(own_data, arguments())
+    own_data.model.num_classes = 3
+    complete_config(own_data, arguments(opts=["model.num_classes=3"]))
+
+
+def test_evaluation_does_not_need_the_train_data(own_data, tmp_path):
+    (tmp_path / "train.json").unlink()
+    complete_config(own_data, arguments(eval_only=True))
+    assert own_data.model.num_classes == 3
+    with pytest.raises(DatasetError, match="train.json"):
+        complete_config(own_data, arguments())
+
+
+def test_fast_dev_run_is_short(cfg):
+    cfg.train.fast_dev_run.enabled = True
+    complete_config(cfg, arguments())
+    assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.log_period) == (20, 10, 1)
+
+
+def test_resumed_run_gets_another_seed(cfg):
+    assert rank_seed(cfg) == 3
+    assert rank_seed(cfg, start_iter=100) != 3
+    cfg.train.seed = -1
+    assert rank_seed(cfg, start_iter=100) is None

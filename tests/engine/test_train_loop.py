@@ -1,0 +1,157 @@
+"""do_train and do_test from beginning to end, on a stand-in for the detector."""
+
+import json
+
+import pytest
+import torch
+
+from aligndetr.checkpoint import CheckpointError, read_checkpoint
+from aligndetr.engine import do_test, do_train, setup
+from aligndetr.engine.hooks import PeriodicCheckpointer
+from tests.engine.stand_in import arguments, stand_in_config
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def train(folder, resume=False, **changes):
+    cfg = stand_in_config(folder, **changes)
+    setup(cfg, arguments(resume=resume))
+    return do_train(cfg, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole training: (folder, trained model)."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, train(folder)
+
+
+def test_leaves_checkpoints_metrics_events_curves_and_config(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    assert {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"} <= names
+    assert {"metrics.json", "config.yaml", "log.txt", "curves.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_logs_losses_learning_rate_and_ap(finished):
+    lines = metrics(finished[0])
+    logged = [line for line in lines if "total_loss" in line]
+    assert [line["iteration"] for line in logged] == [1, 3, 5, 7]
+    for key in ("loss_square", "loss_abs", "grad_norm", "lr", "data_time", "host_mem_mb"):
+        assert key in logged[-1], key
+    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [3, 8]
+    # The backbone's rate; the schedule drops it for the last two of eight iterations.
+    assert [line["lr"] for line in logged] == pytest.approx([0.005, 0.005, 0.005, 0.0005])
+
+
+def test_checkpoint_is_data_and_knows_its_config(finished):
+    folder, model = finished
+    checkpoint = read_checkpoint(str(folder / "model_final.pth"))
+    assert checkpoint["iteration"] == 7
+    assert "tests.engine.stand_in.StandIn" in checkpoint["config"]
+    assert checkpoint["class_names"] == []
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(checkpoint["model"][name], tensor)
+
+
+def test_loss_falls(tmp_path):
+    train(tmp_path, max_iter=60, eval_period=0, checkpointer={"period": 100, "max_to_keep": 1})
+    losses = [line["total_loss"] for line in metrics(tmp_path) if "total_loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_resumed_run_ends_where_an_uninterrupted_one_does(finished, tmp_path):
+    folder, whole = finished
+    # As if killed after iteration 5: that checkpoint is the last, and data begins anew.
+    for name in ("model_0000002.pth", "model_0000005.pth"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    resumed = train(tmp_path, resume=True)
+
+    logged = [line for line in metrics(tmp_path) if "total_loss" in line]
+    assert [line["iteration"] for line in logged] == [7]
+    assert logged[0]["lr"] == pytest.approx(0.0005)
+    state = read_checkpoint(str(tmp_path / "model_final.pth"))["trainer"]["optimizer"]["state"]
+    assert {entry["step"].item() for entry in state.values()} == {8}
+    # Not equal: it saw other images. Close: two small steps.
+    torch.testing.assert_close(resumed.head.weight, whole.head.weight, atol=0.01, rtol=0)
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    model = train(tmp_path)
+    again = train(tmp_path, resume=True)
+    assert torch.equal(model.head.weight, again.head.weight)
+
+
+def test_resuming_without_checkpoint_starts_from_the_beginning(tmp_path):
+    train(tmp_path, resume=True)
+    assert metrics(tmp_path)[0]["iteration"] == 1
+
+
+def test_resume_counts_earlier_checkpoints_for_max_to_keep(tmp_path):
+    keep_two = {"period": 2, "max_to_keep": 2}
+    train(tmp_path, max_iter=4, checkpointer=keep_two)
+    train(tmp_path, resume=True, checkpointer=keep_two)
+    numbered = sorted(path.name for path in tmp_path.glob("model_0*.pth"))
+    assert numbered == ["model_0000005.pth", "model_0000007.pth"]
+
+
+def test_evaluating_the_final_checkpoint_gives_the_same_to_every_digit(finished):
+    folder, _ = finished
+    trained = [line["bbox/AP"] for line in metrics(folder) if "bbox/AP" in line][-1]
+    cfg = stand_in_config(folder, init_checkpoint=str(folder / "model_final.pth"))
+    before = sorted(path.name for path in folder.iterdir())
+    setup(cfg, arguments(eval_only=True))
+    assert do_test(cfg)["bbox"]["AP"] == trained
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_evaluation_needs_every_tensor(finished, tmp_path):
+    checkpoint = read_checkpoint(str(finished[0] / "model_final.pth"))
+    del checkpoint["model"]["head.bias"]
+    torch.save(checkpoint, tmp_path / "partial.pth")
+    cfg = stand_in_config(tmp_path, init_checkpoint=str(tmp_path / "partial.pth"))
+    with pytest.raises(CheckpointError, match=r"(?s)head.*Every tensor must fit"):
+        do_test(cfg)
+
+
+def test_new_run_keeps_the_metrics_of_one_that_left_no_checkpoint(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 99.0}\n')
+    train(tmp_path)
+    assert all(line["total_loss"] != 99.0 for line in metrics(tmp_path) if "total_loss" in line)
+    assert [p.read_text() for p in tmp_path.glob("metrics.2*.json")] == [
+        '{"iteration": 1, "total_loss": 99.0}\n'
+    ]
+
+
+def test_last_checkpoint_that_is_gone_is_named(finished, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(FileNotFoundError, match="model_0000009.pth"):
+        train(tmp_path, resume=True)
+
+
+def test_failed_run_is_not_evaluated(tmp_path):
+    cfg = stand_in_config(tmp_path, max_iter=2)
+    cfg.dataloader.train.poisoned_id = 5  # in the second, the last batch
+    setup(cfg, arguments())
+    with pytest.raises(FloatingPointError):
+        do_train(cfg)
+    assert not (tmp_path / "model_final.pth").exists()
+    assert all("bbox/AP" not in line for line in metrics(tmp_path))
+
+
+def test_checkpointer_ignores_files_of_other_names(tmp_path):
+    for name in ("model_final.pth", "model_0000003.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+
+    class Saver:
+        save_dir, path_manager = tmp_path, None
+
+    hook = PeriodicCheckpointer(Saver(), period=2, max_to_keep=1)
+    hook.trainer = type("FakeTrainer", (), {"max_iter": 8})()
+    hook.before_train()
+    assert hook.recent_checkpoints == [str(tmp_path / "model_0000003.pth")]
