@@ -5,6 +5,9 @@ python tools/prepare_demo_data.py [--root datasets/trees] [--wheel deepforest-2.
 
 import argparse
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.data.demo import prepare_trees, summarise_trees
 

@@ -1,0 +1,75 @@
+"""A small AlignDETR on aerial images of trees, from scratch on a CPU: about ten minutes, two cores.
+
+make demo, or: python tools/prepare_demo_data.py
+               python tools/train_net.py --config-file projects/aligndetr/configs/aligndetr_demo.py
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from .base import dataloader, dataset, model, optimizer, train
+from .models.aligndetr_r50 import BASE_WEIGHTS as _BASE_WEIGHTS
+from .models.aligndetr_r50 import all_weights
+
+dataset.root = "datasets/trees"
+dataset.test_short_edge = 256
+dataloader.train.mapper.augmentation = [
+    L(T.RandomFlip)(horizontal=True, vertical=False),
+    L(T.RandomFlip)(horizontal=False, vertical=True),
+]
+dataloader.train.mapper.augmentation_with_crop = None
+dataloader.train.total_batch_size = 8
+dataloader.train.num_workers = dataloader.test.num_workers = 0  # the cores are busy training
+
+# GroupNorm and nothing frozen: there are no pre-trained weights to take statistics from.
+STEM, *STAGES = CHANNELS = [32, 32, 64, 128, 256]
+EMBED_DIM, FFN_DIM, ENCODER_LAYERS, DECODER_LAYERS = 128, 512, 2, 3
+model.backbone = L(ResNet)(
+    stem=L(BasicStem)(in_channels=3, out_channels=STEM, norm="GN"),
+    stages=[
+        [
+            L(BasicBlock)(
+                in_channels=before, out_channels=after, stride=1 if after == STEM else 2, norm="GN"
+            ),
+            L(BasicBlock)(in_channels=after, out_channels=after, stride=1, norm="GN"),
+        ]
+        for before, after in zip(CHANNELS, STAGES)
+    ],
+    out_features=["res3", "res4", "res5"],
+    freeze_at=0,
+)
+model.position_embedding.num_pos_feats = EMBED_DIM // 2
+model.neck.input_shapes = {
+    name: {"channels": channels} for name, channels in zip(["res3", "res4", "res5"], STAGES[1:])
+}
+model.neck.out_channels = model.neck.norm_layer.num_channels = model.embed_dim = EMBED_DIM
+for part, num_layers in (("encoder", ENCODER_LAYERS), ("decoder", DECODER_LAYERS)):
+    model.transformer[part].update(
+        embed_dim=EMBED_DIM, feedforward_dim=FFN_DIM, num_layers=num_layers
+    )
+model.num_queries = 100
+model.dn_number = 20
+model.select_box_nums_for_evaluation = 100
+model.criterion.match_num = [2, 2, 2, 1]
+model.criterion.weight_dict = all_weights(dict(_BASE_WEIGHTS), DECODER_LAYERS)
+
+train.device = "cpu"
+train.init_checkpoint = ""
+train.output_dir = "./output/demo"
+train.max_iter = 400
+train.eval_period = train.checkpointer.period = 100
+train.log_period = 10
+train.seed = 0
+
+optimizer.lr = 1e-3
+optimizer.params.lr_factor_func.factor = 1.0
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[85, 100]),
+    warmup_length=50 / train.max_iter,
+    warmup_factor=0.001,
+    warmup_method="linear",
+)

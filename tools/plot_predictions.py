@@ -1,0 +1,53 @@
+"""Draw what a trained model finds on val images beside the ground truth, to predictions.png.
+
+python tools/plot_predictions.py --config-file output/demo/config.yaml \
+    train.init_checkpoint=output/demo/model_final.pth [KEY=VALUE ...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser
+
+from aligndetr.checkpoint import Checkpointer
+from aligndetr.config import apply_overrides, load_config
+from aligndetr.engine import build_model, check_run
+from aligndetr.engine.setup import dataset_class_names
+from aligndetr.inference import write_predictions
+
+OUTPUTS = {
+    "checkpoints": "model_*.pth",
+    "config": "config.yaml",
+    "metrics": "metrics.json",
+    "TensorBoard": "events.out.tfevents.*",
+    "log": "log.txt",
+    "curves": "curves.png",
+    "predictions": "predictions.png",
+}
+
+
+def main() -> None:
+    """Draw the sheet, then say where everything lies that the run has left."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.set_defaults(eval_only=True)
+    args = parser.parse_args()
+    cfg = apply_overrides(load_config(args.config_file), args.opts)
+    check_run(cfg, args)
+    names = dataset_class_names(cfg, train=False)
+    model = build_model(cfg)
+    checkpointer = Checkpointer(model, extra={"class_names": names})
+    checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    output_dir = Path(cfg.train.output_dir)
+    records = list(instantiate(cfg.dataloader.test.dataset))
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    write_predictions(model, records, mapper, names, output_dir / "predictions.png")
+    for label, pattern in OUTPUTS.items():
+        for path in sorted(output_dir.glob(pattern)):
+            print(f"{label:12} {path}")
+
+
+if __name__ == "__main__":
+    main()
