@@ -137,7 +137,8 @@ def test_embedding_bag_takes_gradients_and_inputs_of_any_layout():
     inputs = random_inputs()
     assert_backends_agree(SHAPES, inputs, torch.ones((), dtype=torch.float64).expand(B, Q, M * D))
     transposed = [x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in inputs]
-    assert_backends_agree(SHAPES, transposed)
+    grad_out = torch.randn(Q, B, M * D, dtype=torch.float64).transpose(0, 1)
+    assert_backends_agree(SHAPES, transposed, grad_out)
 
 
 @needs_mkl
