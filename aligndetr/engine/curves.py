@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aligndetr.utils.files import atomic_path
 
@@ -75,6 +76,7 @@ def draw_curves(series: Series) -> Figure:
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center")
     panels[-1].set_xlabel("iteration")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
