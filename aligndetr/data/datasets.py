@@ -63,7 +63,8 @@ def register_dataset(
         name = f"coco_2017_{split}"
         known = MetadataCatalog.get(name)
         remedy = (
-            "No dataset.* path is given, so COCO 2017 is expected under $DETECTRON2_DATASETS "
+            f"None of dataset.root, dataset.{split}_json and dataset.{split}_images is given, so "
+            "COCO 2017 is expected under $DETECTRON2_DATASETS "
             f"(now {os.getenv('DETECTRON2_DATASETS')!r}; unset means 'datasets'). Set it to the "
             "folder that holds coco/, or give dataset.root or"
         )

@@ -223,7 +223,12 @@ def coco_2017_at(tmp_path, monkeypatch):
 def test_coco_2017_that_is_not_there_names_the_variable(coco_2017_at):
     with pytest.raises(DatasetError) as error:
         register_dataset("train")
-    for part in (str(coco_2017_at), "DETECTRON2_DATASETS", "dataset.root", "dataset.train_json"):
+    for part in (
+        str(coco_2017_at),
+        "DETECTRON2_DATASETS",
+        "None of dataset.root",
+        "dataset.train_json",
+    ):
         assert part in str(error.value)
 
 
