@@ -81,7 +81,7 @@ def tiny_model(
         weight_dict={
             f"loss_{name}{part}": weight
             for name, weight in {"class": 1.0, "bbox": 5.0, "giou": 2.0}.items()
-            for part in ("", "_enc", "_dn")
+            for part in ("", "_dn")
         },
         match_num=[2, 2, 2, 1],
         alpha=0.25,

@@ -154,14 +154,15 @@ class BaseCriterion(nn.Module):
         return focal / layer.num_boxes, 1
 
     def weight_of(self, key: str) -> float:
-        """Weight of a loss: that of its exact key, else of the key without the layer's number.
+        """Weight of a loss: that of its exact key, else of the key without the layer.
 
-        "loss_bbox_dn_3" is looked up as itself, then as "loss_bbox_dn".
+        "loss_bbox_dn_3" is looked up as itself, then as "loss_bbox_dn"; "loss_bbox_enc" as
+        itself, then as "loss_bbox".
 
         Raises:
             KeyError: there is neither. A loss that nobody weighted must not pass unnoticed.
         """
-        for name in (key, re.sub(r"_\d+$", "", key)):
+        for name in (key, re.sub(r"_(\d+|enc)$", "", key)):
             if name in self.weight_dict:
                 return self.weight_dict[name]
         raise KeyError(

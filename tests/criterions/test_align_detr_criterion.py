@@ -351,7 +351,7 @@ def test_weight_is_found_by_exact_key_then_without_the_layer():
     assert {key: criterion.weight_of(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize("key", ["loss_class_enc", "loss_giou_dn_3", "loss_mask"])
+@pytest.mark.parametrize("key", ["loss_giou_enc", "loss_class_dn_3", "loss_mask"])
 def test_a_loss_without_a_weight_is_an_error(key):
     criterion = make_criterion(weight_dict={"loss_bbox": 5.0, "loss_class": 1.0})
     with pytest.raises(KeyError, match=f"{key}.*loss_bbox"):
