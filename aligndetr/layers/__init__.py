@@ -13,6 +13,7 @@ from .box_ops import (
 from .mlp import FFN, MLP
 from .ms_deform_attn import (
     MultiScaleDeformableAttention,
+    as_shape_list,
     multi_scale_deformable_attn,
     multi_scale_deformable_attn_pytorch,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "MultiheadAttention",
     "PositionEmbeddingSine",
     "TransformerLayerSequence",
+    "as_shape_list",
     "box_cxcywh_to_xyxy",
     "box_iou",
     "box_xyxy_to_cxcywh",
