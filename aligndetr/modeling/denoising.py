@@ -102,7 +102,8 @@ def make_denoising_queries(
     boxes = _noise_boxes(boxes, draws, box_noise_scale, is_negative=_negatives(counts, num_groups))
 
     image, slot = _slots(counts, copies, max_objects)
-    image, slot = image.to(labels.device), slot.to(labels.device)
+    image = image.to(labels.device, non_blocking=True)
+    slot = slot.to(labels.device, non_blocking=True)
     embedded = label_enc(labels)
     content = embedded.new_zeros(len(counts), num_groups * group_size, embedded.shape[-1])
     content[image, slot] = embedded
@@ -136,8 +137,8 @@ def _noise_labels(labels: Tensor, draws: NoiseDraws, label_noise_ratio: float) -
     (flipped,) = torch.nonzero(
         draws.flip_probability < _flip_threshold(label_noise_ratio), as_tuple=True
     )
-    new_label = draws.new_label.to(labels.device, labels.dtype)
-    return labels.index_copy(0, flipped.to(labels.device), new_label)
+    new_label = draws.new_label.to(labels.device, labels.dtype, non_blocking=True)
+    return labels.index_copy(0, flipped.to(labels.device, non_blocking=True), new_label)
 
 
 def _noise_boxes(
@@ -148,7 +149,8 @@ def _noise_boxes(
         return boxes
     moves = (draws.part + is_negative[:, None]) * (draws.sign * 2 - 1)
     half_size = boxes[:, 2:].repeat(1, 2) / 2
-    corners = box_cxcywh_to_xyxy(boxes) + moves.to(boxes) * half_size * box_noise_scale
+    moves = moves.to(boxes, non_blocking=True)
+    corners = box_cxcywh_to_xyxy(boxes) + moves * half_size * box_noise_scale
     return box_xyxy_to_cxcywh(corners.clamp(0, 1))
 
 

@@ -94,12 +94,13 @@ def encoder_reference_points(
         (B, S, L, 2), x before y. A token at the same place of the picture has other coordinates on
         each level, since the share of padding differs from level to level by rounding.
     """
-    centres = [
-        cell_centres(shape, valid_ratios.device)[None]
-        / (valid_ratios[:, None, level] * valid_ratios.new_tensor(shape[::-1]))
-        for level, shape in enumerate(spatial_shapes)
-    ]
-    return torch.cat(centres, 1)[:, :, None] * valid_ratios[:, None]
+    points = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        ratio_x, ratio_y = valid_ratios[:, level].unbind(-1)
+        valid_cells = torch.stack([ratio_x * width, ratio_y * height], -1)
+        centres = cell_centres((height, width), valid_ratios.device)
+        points.append(centres / valid_cells[:, None])
+    return torch.cat(points, 1)[:, :, None] * valid_ratios[:, None]
 
 
 def cell_centres(shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -134,7 +134,7 @@ class AlignDETR(nn.Module):
                 "or give the mapper `is_train=True`."
             )
         images = self.preprocess_image(batched_inputs)
-        targets = self.prepare_targets([x["instances"].to(self.device) for x in batched_inputs])
+        targets = self.prepare_targets([x["instances"] for x in batched_inputs])
         feats, masks, positions = self._features(images)
         query_label, query_bbox, attn_mask, dn_meta = self.prepare_for_cdn(
             targets,
@@ -224,14 +224,18 @@ class AlignDETR(nn.Module):
         return ImageList.from_tensors([(x - self.pixel_mean) / self.pixel_std for x in images])
 
     def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
-        """Instances with `gt_boxes` (xyxy in pixels) to "labels" (n,) and "boxes" (n, 4)."""
+        """Instances with `gt_boxes` (xyxy in pixels) and `gt_classes`, on any device, to "labels"
+        (n,) and "boxes" (n, 4) on the model's."""
         prepared = []
         for instances in targets:
             height, width = instances.image_size
             boxes = instances.gt_boxes.tensor
-            boxes = boxes / boxes.new_tensor([width, height, width, height])
-            labels = instances.gt_classes
-            prepared.append({"labels": labels, "boxes": box_xyxy_to_cxcywh(boxes)})
+            boxes = box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
+            target = {"labels": instances.gt_classes, "boxes": boxes}
+            # Moved last and without waiting: the numbers above were computed where they were read.
+            prepared.append(
+                {name: value.to(self.device, non_blocking=True) for name, value in target.items()}
+            )
         return prepared
 
     def prepare_for_cdn(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aligndetr.layers import MultiScaleDeformableAttention
+from aligndetr.layers import MultiScaleDeformableAttention, as_shape_list
 from aligndetr.modeling import (
     FeatureLevels,
     encoder_reference_points,
@@ -154,21 +154,24 @@ class Transformer(nn.Module):
         self,
         memory: Tensor,
         memory_padding_mask: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
+        spatial_shapes: Sequence[tuple[int, int]] | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Memory (B, S, C) to output memory (B, S, C), zero before its projection where a token
         cannot be a proposal, and proposals (B, S, 4), logits of cxcywh (see
         `propose_from_tokens`)."""
+        spatial_shapes = as_shape_list(spatial_shapes)
         proposals, unusable = propose_from_tokens(memory_padding_mask, spatial_shapes)
         output_memory = memory.masked_fill(unusable[..., None], 0)
         return self.enc_output_norm(self.enc_output(output_memory)), proposals
 
     @staticmethod
     def get_reference_points(
-        spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor, device: torch.device
+        spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+        valid_ratios: Tensor,
+        device: torch.device,
     ) -> Tensor:
         """(B, S, L, 2) places of the tokens on each level; see `encoder_reference_points`."""
-        return encoder_reference_points(spatial_shapes, valid_ratios.to(device))
+        return encoder_reference_points(as_shape_list(spatial_shapes), valid_ratios.to(device))
 
     @staticmethod
     def get_valid_ratio(mask: Tensor) -> Tensor:
