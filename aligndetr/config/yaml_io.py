@@ -40,6 +40,14 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, _data):
         return True
 
+    def represent_text(self, text):
+        # In any other style PyYAML reads these three line breaks as spaces.
+        style = '"' if set(text) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 # YAML 1.1 reads 1e-4 as text. The dumper must know as well, to put quotes around such a text.
 for _class in (_Loader, _Dumper):

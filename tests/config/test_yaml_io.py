@@ -21,18 +21,33 @@ scalars = (
     | st.integers()
     | st.floats(allow_nan=False)
     | st.text().filter(lambda text: "$" not in text and text != "???")
-    | st.sampled_from(["1e5", "1e-5", "1.5e3", "no", "0x1F", "1:30", "2024-01-01", "null", "~", ""])
+    | st.sampled_from(
+        [
+            "1e5",
+            "1e-5",
+            "1.5e3",
+            "no",
+            "0x1F",
+            "1:30",
+            "2024-01-01",
+            "null",
+            "~",
+            "\x85 a",
+            "\u2028",
+            "",
+        ]
+    )
 )
 names = st.text("abcxyz_019", min_size=1)
 configs = st.dictionaries(
     names,
     st.recursive(
-        scalars, lambda child: st.lists(child) | st.dictionaries(names, child), max_leaves=20
+        scalars, lambda child: st.lists(child) | st.dictionaries(names, child), max_leaves=8
     ),
 )
 
 
-@settings(deadline=None)  # others may be using the machine
+@settings(deadline=None, max_examples=60)  # others may be using the machine
 @given(configs)
 def test_reading_undoes_writing(plain):
     assert (
