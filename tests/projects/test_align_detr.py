@@ -13,10 +13,8 @@ R50 = Path("projects/aligndetr/configs/models/aligndetr_r50.py")
 
 @pytest.fixture(scope="module")
 def r50():
-    cfg = LazyConfig.load(str(R50)).model
-    cfg.device = "cpu"
     torch.manual_seed(0)
-    return instantiate(cfg)
+    return instantiate(LazyConfig.load(str(R50)).model)
 
 
 def test_r50_state_dict_has_the_published_keys_and_shapes(r50):

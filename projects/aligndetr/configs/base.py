@@ -7,7 +7,7 @@ COCO 2017 is expected under $DETECTRON2_DATASETS. Your own data needs overrides 
 
 from aligndetr.config import get_config
 
-from .models.aligndetr_r50 import model  # noqa: F401
+from .models.aligndetr_r50 import model
 
 _data = get_config("common/data/coco.py")
 dataset, dataloader = _data.dataset, _data.dataloader
@@ -18,3 +18,5 @@ train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 train.clip_grad.enabled = True
 train.checkpointer.period = 10000
 train.log_period = 100
+
+model.device = "${train.device}"

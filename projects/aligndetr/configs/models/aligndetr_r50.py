@@ -105,5 +105,4 @@ model = L(AlignDETR)(
     pixel_std=[58.395, 57.120, 57.375],
     select_box_nums_for_evaluation=300,
     prior_init=0.01,
-    device="${train.device}",
 )
