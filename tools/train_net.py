@@ -6,8 +6,11 @@ python tools/train_net.py --config-file projects/aligndetr/configs/NAME.py [--nu
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
+# fvcore scripts losses that nothing here uses, and torch would say so in every process.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from detectron2.engine import default_argument_parser
