@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from aligndetr.checkpoint import CheckpointError, read_checkpoint
-from aligndetr.engine import do_test, do_train, setup
+from aligndetr.engine import build_optimizer, do_test, do_train, setup
 from aligndetr.engine.hooks import PeriodicCheckpointer
-from tests.engine.stand_in import arguments, stand_in_config
+from tests.engine.stand_in import StandIn, arguments, stand_in_config
 
 
 def metrics(folder) -> list[dict]:
@@ -155,3 +155,16 @@ def test_checkpointer_ignores_files_of_other_names(tmp_path):
     hook.trainer = type("FakeTrainer", (), {"max_iter": 8})()
     hook.before_train()
     assert hook.recent_checkpoints == [str(tmp_path / "model_0000003.pth")]
+
+
+def test_lists_of_the_config_are_plain_in_the_optimizer():
+    """Older versions of torch keep `betas` as they are given, and a checkpoint must hold them."""
+
+    class KeepsBetas(torch.optim.Optimizer):
+        def __init__(self, params, lr, betas):
+            super().__init__(params, {"lr": lr, "betas": betas})
+
+    cfg = stand_in_config("unused")
+    cfg.optimizer._target_ = KeepsBetas
+    optimizer = build_optimizer(cfg, StandIn())
+    assert {type(group["betas"]) for group in optimizer.param_groups} == {tuple}
