@@ -1,6 +1,7 @@
 """Putting a state dict into a model, and saying plainly what fitted and what did not."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -37,11 +38,22 @@ class LoadReport:
                 f"{len(self.mismatched)} of another shape, which keep their initial value:"
             )
             lines += [f"  {n}: {a} in the file, {b} here" for n, (a, b) in self.mismatched.items()]
-        if self.missing:
-            lines.append(get_missing_parameters_message(self.missing))
+        absent, partly = self._missing_by_part()
+        if absent:
+            parts = ", ".join(f"{part} ({count})" for part, count in absent.items())
+            lines.append(f"not in the file, so they keep their initial value: {parts}")
+        if partly:
+            lines.append(get_missing_parameters_message(partly))
         if self.unexpected:
             lines.append(get_unexpected_parameters_message(self.unexpected))
         return "\n".join(lines)
+
+    def _missing_by_part(self) -> tuple[dict[str, int], list[str]]:
+        """Parts (top-level modules) of which nothing is in the file, with their number of
+        tensors, and the names missing from other parts."""
+        present = {_part(name) for name in (*self.loaded, *self.mismatched)}
+        absent = Counter(_part(name) for name in self.missing if _part(name) not in present)
+        return dict(absent), [name for name in self.missing if _part(name) in present]
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: bool) -> LoadReport:
@@ -73,7 +85,9 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
         )
     _refuse_other_architecture(report, source)
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
-    level = logging.INFO if report.complete else logging.WARNING
+    # A backbone of the model zoo never fills a detector, which is no cause for alarm.
+    expected = report.complete or checkpoint.get("matching_heuristics")
+    level = logging.INFO if expected else logging.WARNING
     logger.log(level, "Weights of %s: %s", source, report.describe())
     return report
 
@@ -81,7 +95,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
 def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     own = model.state_dict(keep_vars=True)
     report = LoadReport(unexpected=[name for name in state if name not in own])
-    for name in own.keys() & state.keys():
+    for name in [name for name in own if name in state]:
         shapes = tuple(state[name].shape), tuple(own[name].shape)
         if shapes[0] == shapes[1]:
             report.loaded.append(name)
@@ -108,6 +122,10 @@ def _refuse_other_architecture(report: LoadReport, source: str) -> None:
             f"{in_file} in the file and {in_model} here ({len(other)} such tensors). Only the "
             "number of classes may differ; use the config that the checkpoint was trained with."
         )
+
+
+def _part(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _sample(names: Iterable[str]) -> str:
