@@ -1,7 +1,7 @@
 """Train or evaluate a config.
 
 python tools/train_net.py --config-file projects/aligndetr/configs/NAME.py [--num-gpus N]
-    [--resume] [--eval-only train.init_checkpoint=FILE] [KEY=VALUE ...]
+    [--resume] [--eval-only] [KEY=VALUE ...]
 """
 
 import argparse
@@ -14,18 +14,13 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from detectron2.engine import default_argument_parser
-from omegaconf import DictConfig
 
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine import check_run, do_test, do_train, launch, setup
 
 
-def read_config(args: argparse.Namespace) -> DictConfig:
-    return apply_overrides(load_config(args.config_file), args.opts)
-
-
 def main(args: argparse.Namespace) -> None:
-    cfg = read_config(args)
+    cfg = apply_overrides(load_config(args.config_file), args.opts)
     setup(cfg, args)
     if args.eval_only:
         do_test(cfg)
@@ -37,8 +32,11 @@ if __name__ == "__main__":
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args()
-    cfg = read_config(args)
-    check_run(cfg, args)  # here as well, so that an error shows once and not once per process
+    try:  # here as well, so that an error shows once and not once per process
+        cfg = apply_overrides(load_config(args.config_file), args.opts)
+        check_run(cfg, args)
+    except (ValueError, OSError) as error:  # what the user can mend needs no traceback
+        sys.exit(f"error: {error}")
     launch(
         main,
         args.num_gpus,

@@ -81,6 +81,9 @@ class BaseCriterion(nn.Module):
         indices = self.match([layer])[0]
         return self._losses_of(layer, indices), indices
 
+    def check_num_layers(self, num_layers: int) -> None:
+        """Called by a model that is built with this criterion; any number of layers will do."""
+
     def count_boxes(self, outputs: dict, targets: list[dict[str, Tensor]]) -> float | Tensor:
         """Number of objects per process, at least 1: the step's only all-reduce."""
         count = float(sum(len(target["labels"]) for target in targets))

@@ -27,8 +27,8 @@ class ManyToOneCriterion(BaseCriterion):
             i < match_num[l], then 0. Not in the state_dict.
 
     Raises:
-        ValueError: one of them is outside the range given above, or, at the first forward,
-            `match_num` does not have one entry per decoder layer and one for the encoder.
+        ValueError: one of them is outside the range given above, or, when a model is built with
+            it, `match_num` does not have one entry per decoder layer and one for the encoder.
     """
 
     def __init__(
@@ -56,19 +56,21 @@ class ManyToOneCriterion(BaseCriterion):
         self.tau = tau
         self.register_buffer("weight_table", self._make_weight_table(), persistent=False)
 
+    def check_num_layers(self, num_layers: int) -> None:
+        """Raise a ValueError unless `match_num` fits a decoder of `num_layers` layers."""
+        if len(self.match_num) != num_layers + 1:
+            raise ValueError(
+                f"`match_num` (={self.match_num}) has {len(self.match_num)} entries but the "
+                f"decoder has {num_layers} layers; expected {num_layers + 1} (encoder proposals "
+                "first, then one per layer). Edit `model.criterion.match_num` in the config."
+            )
+
     def prediction_sets(
         self, outputs: dict, targets: list[dict[str, Tensor]], num_boxes: float | Tensor
     ) -> list[PredictionSet]:
         """As `BaseCriterion.prediction_sets`; checks first that `match_num` fits the layers."""
         if "aux_outputs" in outputs:
-            num_layers = len(outputs["aux_outputs"]) + 1
-            if len(self.match_num) != num_layers + 1:
-                raise ValueError(
-                    f"`match_num` (={self.match_num}) has {len(self.match_num)} entries but the "
-                    f"decoder has {num_layers} layers; expected {num_layers + 1} (encoder "
-                    "proposals first, then one per layer). Edit `model.criterion.match_num` in "
-                    "the config."
-                )
+            self.check_num_layers(len(outputs["aux_outputs"]) + 1)
             return super().prediction_sets(outputs, targets, num_boxes)
         # Without auxiliary outputs the number of layers is unknown, but the last is the last.
         last = len(self.match_num) - 1

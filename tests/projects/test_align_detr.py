@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 
+from projects.aligndetr.modeling import AlignDETR
 from tests.builders import golden_json, golden_tiny_batch, random_batch, tiny_model
 
 R50 = Path("projects/aligndetr/configs/models/aligndetr_r50.py")
@@ -157,9 +158,11 @@ def test_bfloat16_autocast_stays_close_and_boxes_stay_float32():
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"num_queries` \(=7\).*two_stage_num_proposals` \(=20\)"):
-        tiny_model().__class__(
-            **{**model_arguments(tiny_model()), "num_queries": 7},
-        )
+        AlignDETR(**model_arguments(tiny_model()) | {"num_queries": 7})
+    model = tiny_model()
+    model.criterion.match_num = [2, 1]
+    with pytest.raises(ValueError, match="has 2 entries but the decoder has 3 layers; expected 4"):
+        AlignDETR(**model_arguments(model))
     batch = [{k: v for k, v in x.items() if k != "instances"} for x in golden_tiny_batch()]
     with pytest.raises(ValueError, match='no "instances"'):
         tiny_model().train()(batch)

@@ -70,6 +70,7 @@ class AlignDETR(nn.Module):
                 f"`two_stage_num_proposals` (={transformer.two_stage_num_proposals}); write "
                 '`two_stage_num_proposals="${..num_queries}"` in the config.'
             )
+        criterion.check_num_layers(transformer.decoder.num_layers)
         self.backbone = backbone
         self.position_embedding = position_embedding
         self.neck = neck

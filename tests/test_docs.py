@@ -1,0 +1,49 @@
+"""What README and docs tell a user to type or click exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+from aligndetr.config import apply_overrides, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands():
+    """(page, command) of every line of every bash block, continued lines joined."""
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+
+
+def test_there_are_commands_to_check():
+    assert len(list(commands())) >= 10
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command_exists(words):
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif words[0] == "python" and words[1] != "-m":
+        assert (ROOT / words[1]).is_file()
+        if words[1] == "tools/train_net.py":
+            args = default_argument_parser().parse_args(words[2:])
+            apply_overrides(load_config(ROOT / args.config_file), args.opts)
+    elif words[0] == "python":
+        module = ROOT / (words[2].replace(".", "/") + ".py")
+        assert module.is_file() or not words[2].startswith("aligndetr")
+    else:
+        assert words[0] in {"git", "pip"}, f"teach this test about {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
