@@ -5,13 +5,15 @@ python tools/train_net.py --config-file projects/aligndetr/configs/NAME.py [--nu
 """
 
 import argparse
+import os
 import sys
 import warnings
-from pathlib import Path
 
 # fvcore scripts losses that nothing here uses, and torch would say so in every process.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+# Threads that wait spinning, as by default, starve each other on a CPU that has other work.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # needs no install
 
 from detectron2.engine import default_argument_parser
 
