@@ -50,7 +50,8 @@ def register_dataset(
         become 0 ... K-1 in the order of the ids.
 
     Raises:
-        DatasetError: a path is missing, or (own data) the json fails `read_coco_json`.
+        DatasetError: a path is missing, or (own data) the json fails `read_coco_json` or names
+            an image that is not there.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {list(SPLITS)}")
@@ -206,7 +207,7 @@ def _name_of(split: str, json_file: Path, image_root: Path) -> str:
 
 def _set_metadata(name: str, json_file: Path, image_root: Path) -> None:
     status = json_file.stat()
-    names, class_of = _read_classes(json_file, status.st_mtime_ns, status.st_size)
+    names, class_of = _read_classes(json_file, image_root, status.st_mtime_ns, status.st_size)
     values = {
         "json_file": str(json_file),
         "image_root": str(image_root),
@@ -221,9 +222,16 @@ def _set_metadata(name: str, json_file: Path, image_root: Path) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_classes(json_file: Path, _mtime_ns: int, _size: int) -> tuple[list[str], dict[int, int]]:
-    """Read once per version of the file: loaders, evaluator and model all ask for the classes."""
-    return _contiguous_classes(read_coco_json(json_file)["categories"])
+def _read_classes(
+    json_file: Path, image_root: Path, _mtime_ns: int, _size: int
+) -> tuple[list[str], dict[int, int]]:
+    """Read once per version of the file: loaders, evaluator and model all ask for the classes.
+
+    The images are looked for here as well as in `load_coco`, which runs once a model is built.
+    """
+    content = read_coco_json(json_file)
+    check_images_exist(content["images"], image_root)
+    return _contiguous_classes(content["categories"])
 
 
 def _contiguous_classes(categories: list[dict]) -> tuple[list[str], dict[int, int]]:

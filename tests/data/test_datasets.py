@@ -165,11 +165,21 @@ def test_train_split_without_objects_is_refused_and_val_is_not(annotations, tmp_
     assert len(load_after(spoil, tmp_path, split="val")) == 2
 
 
-def test_a_missing_image_is_found_before_training(tmp_path):
+MISSING_IMAGE = r"1 of 2 image files .*'b.png' \(image id 5\)"
+
+
+def test_a_missing_image_is_found_before_anything_is_built(tmp_path):
+    write_dataset(tmp_path, make_content())
+    (tmp_path / "train" / "b.png").unlink()
+    with pytest.raises(DatasetError, match=MISSING_IMAGE):
+        register_dataset("train", root=str(tmp_path))
+
+
+def test_an_image_that_vanishes_later_is_found_before_training(tmp_path):
     write_dataset(tmp_path, make_content())
     name = register_dataset("train", root=str(tmp_path))
     (tmp_path / "train" / "b.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of 2 image files .*'b.png' \(image id 5\)"):
+    with pytest.raises(DatasetError, match=MISSING_IMAGE):
         DatasetCatalog.get(name)
 
 
