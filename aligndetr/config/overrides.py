@@ -37,6 +37,8 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
 
 def _parse(override: str) -> tuple[str, Any, str]:
     """Key, value, and the value as it was typed."""
+    if override.startswith("--"):  # detectron2's parser takes all that follows for overrides
+        raise ValueError(f"option {override!r} must stand before the first key=value")
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override {override!r} must have the form key=value")

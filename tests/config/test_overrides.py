@@ -117,6 +117,8 @@ def test_unknown_key_is_an_error_with_the_nearest_one(override, nearest):
     ("override", "message"),
     [
         ("model.criterion", "must have the form key=value"),
+        ("--num-gpus", "option '--num-gpus' must stand before the first key=value"),
+        ("--num-gpus=2", "must stand before"),
         ("+model.new=1", "not added"),
         ("~model.num_classes", "must have the form"),
         ("~model.num_classes=1", "deleted"),
