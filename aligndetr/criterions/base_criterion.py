@@ -89,8 +89,8 @@ class BaseCriterion(nn.Module):
         count = float(sum(len(target["labels"]) for target in targets))
         if not is_dist_avail_and_initialized():
             return max(count, 1.0)
-        # Stays on the device: reading it would make the host wait.
-        total = torch.tensor(count, device=outputs["pred_logits"].device)
+        # Written and kept on the device: copying or reading it would make the host wait.
+        total = torch.full((), count, device=outputs["pred_logits"].device)
         torch.distributed.all_reduce(total)
         return (total / get_world_size()).clamp(min=1)
 
