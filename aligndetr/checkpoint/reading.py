@@ -41,7 +41,7 @@ def local_checkpoint(path: str) -> str:
             f"checkpoint {path!r} has the unknown scheme {scheme!r}; give a local file or one of "
             f"{', '.join(f'{s}://' for s in sorted(REMOTE_SCHEMES))}"
         )
-    path = path.removeprefix("file://")
+    path = os.path.expanduser(path.removeprefix("file://"))  # no shell expands KEY=~/FILE
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"checkpoint {path!r} does not exist (looked in {os.path.abspath(path)!r}); correct "
@@ -80,7 +80,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise
     except Exception as error:  # unpicklers raise anything on a damaged or foreign file
         raise CheckpointError(
-            f"checkpoint {path!r} is not readable as data: {error or type(error).__name__}"
+            f"checkpoint {path!r} is not readable as data: {str(error) or type(error).__name__}"
         ) from error
     return _with_model(content, path)
 

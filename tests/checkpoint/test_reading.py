@@ -113,7 +113,7 @@ def test_cut_off_file_is_refused(tmp_path, suffix, keep):
     path = tmp_path / f"weights{suffix}"
     write(path, content)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="not readable"):
+    with pytest.raises(CheckpointError, match="not readable as data: .*[a-z]"):
         read_checkpoint(str(path))
 
 
@@ -121,6 +121,12 @@ def test_missing_file_is_named_with_its_remedy(tmp_path):
     path = str(tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*train\.init_checkpoint"):
         local_checkpoint(path)
+
+
+def test_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "weights.pth", {"a": torch.ones(1)})
+    assert local_checkpoint("~/weights.pth") == path
 
 
 def test_failed_download_names_url_and_remedy(monkeypatch):
