@@ -21,6 +21,7 @@ def own_data(cfg, tmp_path):
     """The config with a train and a val json of three classes."""
     categories = [{"id": 3 * i, "name": name} for i, name in enumerate("abc", start=1)]
     image = {"id": 1, "file_name": "1.png", "width": 8, "height": 8}
+    (tmp_path / "1.png").touch()  # looked for, not read
     box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
     content = {"images": [image], "annotations": [box], "categories": categories}
     for split, loader in (("train", "train"), ("val", "test")):
