@@ -130,6 +130,8 @@ def test_layers_need_torch_alone():
         for path in source_files("aligndetr/layers")
         for line, name in imported_modules(path)
         if name.split(".")[0] not in STDLIB_AND_TORCH | {"aligndetr"}
+        # Comes with torch's CUDA builds; nothing imports these files where it is not installed.
+        and not (name.split(".")[0] == "triton" and path.name.startswith("triton_"))
     ]
     assert found == []
 
