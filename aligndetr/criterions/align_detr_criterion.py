@@ -28,9 +28,11 @@ class AlignDETRCriterion(TwoStageCriterion):
             0-d losses. The _dn keys are always there, 0 without denoising.
         """
         num_boxes = self.count_boxes(outputs, targets)
-        losses = self.compute_losses(self.prediction_sets(outputs, targets, num_boxes))
         aux_num = len(outputs.get("aux_outputs", []))
-        return losses | self.compute_dn_loss(dn_metas, targets, aux_num, num_boxes)
+        sets = self.prediction_sets(outputs, targets, num_boxes)
+        denoising = self._denoising_sets(dn_metas, targets, aux_num, num_boxes)
+        losses = self.compute_losses([*sets, *denoising])
+        return losses if denoising else losses | _no_denoising(targets, aux_num)
 
     def compute_dn_loss(
         self,
@@ -49,29 +51,37 @@ class AlignDETRCriterion(TwoStageCriterion):
             aux_num: number of auxiliary layers.
             num_boxes: objects per process; the sums are divided by `num_boxes` * G.
         """
+        sets = self._denoising_sets(dn_metas, targets, aux_num, num_boxes)
+        return self.compute_losses(sets) if sets else _no_denoising(targets, aux_num)
+
+    def _denoising_sets(
+        self,
+        dn_metas: dict | None,
+        targets: list[dict[str, Tensor]],
+        aux_num: int,
+        num_boxes: float | Tensor,
+    ) -> list[PredictionSet]:
         if not dn_metas or "output_known_lbs_bboxes" not in dn_metas:
-            return _no_denoising(targets, aux_num)
+            return []
         outputs = dn_metas["output_known_lbs_bboxes"]
         num_groups, group_size = dn_metas["dn_num"], dn_metas["single_padding"]
         indices = _denoising_indices(targets, num_groups, group_size)
         normaliser = num_boxes * max(num_groups, 1)
-        sets = [self._denoising_set(outputs, targets, normaliser, aux_num + 1, "_dn", indices)]
+        layers = [("_dn", aux_num + 1, outputs)]
         for i, aux in enumerate(outputs["aux_outputs"][:aux_num]):
-            suffix = f"_dn_{i}"
-            sets.append(self._denoising_set(aux, targets, normaliser, i + 1, suffix, indices))
-        return self.compute_losses(sets)
-
-    def _denoising_set(
-        self,
-        outputs: dict[str, Tensor],
-        targets: list[dict[str, Tensor]],
-        normaliser: float | Tensor,
-        layer: int,
-        suffix: str,
-        indices: Indices,
-    ) -> PredictionSet:
-        name = f"denoising queries of decoder layer {layer}"
-        return self.prediction_set(outputs, targets, normaliser, layer, name, suffix, indices)
+            layers.append((f"_dn_{i}", i + 1, aux))
+        return [
+            self.prediction_set(
+                of_layer,
+                targets,
+                normaliser,
+                layer,
+                f"denoising queries of decoder layer {layer}",
+                suffix,
+                indices,
+            )
+            for suffix, layer, of_layer in layers
+        ]
 
 
 def _denoising_indices(

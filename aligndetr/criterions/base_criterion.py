@@ -2,6 +2,7 @@
 
 Also the frame in which the other criterions of this package change one thing each: name the
 prediction sets, match them all in one call, compute three losses for each.
+What is common to the sets is computed once for all of them.
 """
 
 import re
@@ -14,7 +15,7 @@ from torchvision.ops import sigmoid_focal_loss
 from aligndetr.losses import giou_box_loss, l1_box_loss
 from aligndetr.utils import get_world_size, is_dist_avail_and_initialized
 
-from .prediction_set import Indices, MatchedPairs, PredictionSet
+from .prediction_set import Indices, MatchedPairs, PredictionSet, gather_pairs
 
 
 class BaseCriterion(nn.Module):
@@ -78,8 +79,8 @@ class BaseCriterion(nn.Module):
         layer = self.prediction_set(
             outputs, targets, num_boxes, layer_spec, f"layer {layer_spec}", indices=specify_indices
         )
-        indices = self.match([layer])[0]
-        return self._losses_of(layer, indices), indices
+        indices = self.match([layer])
+        return self._losses_of([layer], indices)[0], indices[0]
 
     def check_num_layers(self, num_layers: int) -> None:
         """Called by a model that is built with this criterion; any number of layers will do."""
@@ -135,26 +136,36 @@ class BaseCriterion(nn.Module):
 
     def compute_losses(self, sets: list[PredictionSet]) -> dict[str, Tensor]:
         """Matches what has no indices yet and returns the losses of all sets."""
-        losses = {}
-        for layer, indices in zip(sets, self.match(sets), strict=True):
-            for key, loss in self._losses_of(layer, indices).items():
-                losses[key + layer.suffix] = loss
-        return losses
+        return {
+            key + layer.suffix: loss
+            for layer, losses in zip(sets, self._losses_of(sets, self.match(sets)), strict=True)
+            for key, loss in losses.items()
+        }
 
     def match(self, sets: list[PredictionSet]) -> list[Indices]:
-        """Indices of each set: its own, or the matcher's, all of those in one call."""
-        to_match = [layer.match_request() for layer in sets if layer.indices is None]
-        matched = iter(self.matcher.match(to_match))
-        return [next(matched) if layer.indices is None else layer.indices for layer in sets]
+        """Indices of each set: its own, or the matcher's, which is asked once for all of them."""
+        matched = self.matcher.match([layer.match_request() for layer in sets])
+        return [
+            found if layer.indices is None else layer.indices
+            for layer, found in zip(sets, matched, strict=True)
+        ]
 
-    def classification_loss(
-        self, layer: PredictionSet, pairs: MatchedPairs
-    ) -> tuple[Tensor, float | Tensor]:
-        """Loss over all (query, class) entries, and the weight of each pair's box losses."""
-        one_hot = torch.zeros_like(layer.logits)
-        one_hot[pairs.position] = 1
-        focal = sigmoid_focal_loss(layer.logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
-        return focal / layer.num_boxes, 1
+    def classification_sums(
+        self, sets: list[PredictionSet], pairs: MatchedPairs
+    ) -> tuple[list[Tensor], float | Tensor]:
+        """Loss of each set, summed over all (query, class) entries, and the weight of each pair.
+
+        Returns:
+            One 0-d tensor for each set, not yet divided by its `num_boxes`; one number or (N,).
+        """
+        sums = []
+        for layer, position in zip(sets, pairs.positions, strict=True):
+            one_hot = torch.zeros_like(layer.logits)
+            one_hot[position] = 1
+            sums.append(
+                sigmoid_focal_loss(layer.logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
+            )
+        return sums, 1
 
     def weight_of(self, key: str) -> float:
         """Weight of a loss: that of its exact key, else of the key without the layer.
@@ -177,29 +188,21 @@ class BaseCriterion(nn.Module):
         """Each loss times its weight."""
         return {key: loss * self.weight_of(key) for key, loss in losses.items()}
 
-    def _losses_of(self, layer: PredictionSet, indices: Indices) -> dict[str, Tensor]:
-        with torch.autocast(layer.logits.device.type, enabled=False):
-            pairs = _gather_pairs(layer, indices)
-            loss_class, weight = self.classification_loss(layer, pairs)
-            boxes = (pairs.src_boxes, pairs.target_boxes, layer.num_boxes, weight)
-            return {
-                "loss_class": loss_class,
-                "loss_bbox": l1_box_loss(*boxes),
-                "loss_giou": giou_box_loss(*boxes),
-            }
-
-
-def _gather_pairs(layer: PredictionSet, indices: Indices) -> MatchedPairs:
-    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(indices)])
-    query = torch.cat([query for query, _ in indices])
-    matched = list(zip(layer.targets, indices, strict=True))
-    labels = torch.cat([target["labels"][gt] for target, (_, gt) in matched])
-    target_boxes = torch.cat([target["boxes"][gt] for target, (_, gt) in matched])
-    return MatchedPairs(
-        indices=indices,
-        position=(image, query, labels),
-        # Indexed even if nothing is matched: the empty result keeps the boxes in the graph,
-        # without which DDP would wait for the box head's gradients.
-        src_boxes=layer.boxes[image, query],
-        target_boxes=target_boxes.to(layer.boxes.dtype),
-    )
+    def _losses_of(
+        self, sets: list[PredictionSet], indices: list[Indices]
+    ) -> list[dict[str, Tensor]]:
+        """The losses of each set; what concerns pairs is computed for all sets together."""
+        with torch.autocast(sets[0].logits.device.type, enabled=False):
+            pairs = gather_pairs(sets, indices)
+            class_sums, weight = self.classification_sums(sets, pairs)
+            boxes = (pairs.src_boxes, pairs.target_boxes)
+            of_pairs = torch.stack([l1_box_loss(*boxes), giou_box_loss(*boxes)]) * weight
+            box_sums = [part.sum(dim=1) for part in of_pairs.split(pairs.sizes, dim=1)]
+        losses = []
+        for layer, class_sum, box_sum in zip(sets, class_sums, box_sums, strict=True):
+            loss_bbox, loss_giou = (box_sum / layer.num_boxes).unbind()
+            loss_class = class_sum / layer.num_boxes
+            losses.append(
+                {"loss_class": loss_class, "loss_bbox": loss_bbox, "loss_giou": loss_giou}
+            )
+        return losses

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from aligndetr.losses import IA_BCE_loss
+from aligndetr.losses import get_local_rank, match_quality, negative_loss, positive_loss
 
 from .base_criterion import BaseCriterion
 from .prediction_set import MatchedPairs, PredictionSet
@@ -83,24 +83,40 @@ class ManyToOneCriterion(BaseCriterion):
             return layer
         return replace(layer, num_candidates=self.match_num[layer.layer])
 
-    def classification_loss(
-        self, layer: PredictionSet, pairs: MatchedPairs
-    ) -> tuple[Tensor, float | Tensor]:
-        """IA-BCE and the rank weights; pairs that were given, not matched, all weigh 1."""
-        if layer.indices is None:
-            w_prime = self.weight_table[layer.layer].to(layer.logits.device)
-        else:
-            w_prime = 1
-        return IA_BCE_loss(
-            layer.logits,
-            pairs.position,
-            pairs.src_boxes,
-            pairs.target_boxes,
-            pairs.indices,
-            layer.num_boxes,
-            self.alpha,
-            self.gamma,
-            w_prime,
+    def classification_sums(
+        self, sets: list[PredictionSet], pairs: MatchedPairs
+    ) -> tuple[list[Tensor], Tensor]:
+        """IA-BCE and the rank weights (`IA_BCE_loss`, of several sets at once)."""
+        positions = list(zip(sets, pairs.positions, strict=True))
+        matched = torch.cat([layer.logits[position] for layer, position in positions])
+        quality = match_quality(matched, pairs.src_boxes, pairs.target_boxes, self.alpha)
+        weight = self._rank_weights(sets, pairs, quality)
+        positives = positive_loss(matched, quality * weight).split(pairs.sizes)
+        sums = [
+            positive.sum() + negative_loss(layer.logits, position, self.gamma)
+            for (layer, position), positive in zip(positions, positives, strict=True)
+        ]
+        return sums, weight
+
+    def _rank_weights(
+        self, sets: list[PredictionSet], pairs: MatchedPairs, quality: Tensor
+    ) -> Tensor:
+        """(N,): exp(-rank / tau) of each pair; pairs that were given, not matched, weigh 1."""
+        of_sets = list(quality.split(pairs.sizes))
+        ranked = [s for s, layer in enumerate(sets) if layer.indices is None]
+        if not ranked:
+            return torch.ones_like(quality)
+        rank = get_local_rank(
+            torch.cat([of_sets[s] for s in ranked]), [p for s in ranked for p in pairs.indices[s]]
+        )
+        sizes = [pairs.sizes[s] for s in ranked]
+        row = torch.cat([rank.new_full((n,), sets[s].layer) for s, n in zip(ranked, sizes)])
+        weights = iter(self.weight_table.to(quality)[row, rank].split(sizes))
+        return torch.cat(
+            [
+                next(weights) if layer.indices is None else torch.ones_like(of_set)
+                for layer, of_set in zip(sets, of_sets, strict=True)
+            ]
         )
 
     def _make_weight_table(self) -> Tensor:

@@ -1,7 +1,9 @@
-"""The unit a criterion works on: one layer's predictions and how they are supervised."""
+"""What a criterion works on: a layer's predictions, how they are supervised, the matched pairs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from aligndetr.matchers import MatchRequest
@@ -28,15 +30,55 @@ class PredictionSet:
     indices: Indices | None = None  # per image (query_idx, gt_idx)
 
     def match_request(self) -> MatchRequest:
+        """What to ask the matcher: about no object if all pairs are known.
+
+        Then it only checks that the predictions are finite.
+        """
         outputs = {"pred_logits": self.logits, "pred_boxes": self.boxes}
-        return MatchRequest(outputs, self.targets, self.num_candidates, self.name)
+        targets = self.targets
+        if self.indices is not None:
+            targets = [{name: value[:0] for name, value in t.items()} for t in targets]
+        return MatchRequest(outputs, targets, self.num_candidates, self.name)
 
 
 @dataclass(frozen=True)
 class MatchedPairs:
-    """The N matched (prediction, object) pairs of a prediction set, images in order."""
+    """The N matched (prediction, object) pairs of all sets, one set behind the other."""
 
-    indices: Indices
-    position: tuple[Tensor, Tensor, Tensor]  # image, query, class: each (N,) int64
+    indices: list[Indices]  # of each set
+    positions: list[tuple[Tensor, Tensor, Tensor]]  # of each set: image, query, class, int64
     src_boxes: Tensor  # (N, 4) predicted, cxcywh in [0, 1]
     target_boxes: Tensor  # (N, 4) their objects, as above
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of pairs of each set."""
+        return [len(image) for image, _, _ in self.positions]
+
+
+def gather_pairs(sets: Sequence[PredictionSet], indices: list[Indices]) -> MatchedPairs:
+    """Look up what `indices`, per set and image (query_idx, gt_idx), point at."""
+    found: dict[tuple[int, int], tuple] = {}
+    positions, src_boxes, target_boxes = [], [], []
+    for layer, pairs in zip(sets, indices, strict=True):
+        key = (id(layer.targets), id(pairs))  # the denoising sets of all layers share theirs
+        if key not in found:
+            found[key] = _look_up(layer.targets, pairs)
+        position, boxes = found[key]
+        positions.append(position)
+        # Indexed even if nothing is matched: the empty result keeps the boxes in the graph,
+        # without which DDP would wait for the box head's gradients.
+        src_boxes.append(layer.boxes[position[:2]])
+        target_boxes.append(boxes.to(layer.boxes.dtype))
+    return MatchedPairs(indices, positions, torch.cat(src_boxes), torch.cat(target_boxes))
+
+
+def _look_up(
+    targets: list[dict[str, Tensor]], pairs: Indices
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)])
+    query = torch.cat([query for query, _ in pairs])
+    matched = list(zip(targets, pairs, strict=True))
+    labels = torch.cat([target["labels"][gt] for target, (_, gt) in matched])
+    boxes = torch.cat([target["boxes"][gt] for target, (_, gt) in matched])
+    return (image, query, labels), boxes

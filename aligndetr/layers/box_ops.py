@@ -105,26 +105,27 @@ def _first_and_last(occupied: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _iou_and_union(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and union of boxes whose leading dimensions broadcast."""
-    overlap_min = torch.maximum(boxes_a[..., :2], boxes_b[..., :2])
-    overlap_max = torch.minimum(boxes_a[..., 2:], boxes_b[..., 2:])
-    inter = _area((overlap_max - overlap_min).clamp(min=0))
-    union = _area(boxes_a[..., 2:] - boxes_a[..., :2])
-    union = union + _area(boxes_b[..., 2:] - boxes_b[..., :2]) - inter
+    """IoU and union of boxes whose leading dimensions broadcast.
+
+    Coordinate by coordinate: pairs of a last dimension of 2 or 4 would be read with strides.
+    """
+    ax1, ay1, ax2, ay2 = boxes_a.unbind(-1)
+    bx1, by1, bx2, by2 = boxes_b.unbind(-1)
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    inter = width * height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter
     return inter / (union + IOU_EPS), union
 
 
 def _giou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     iou, union = _iou_and_union(boxes_a, boxes_b)
-    hull_min = torch.minimum(boxes_a[..., :2], boxes_b[..., :2])
-    hull_max = torch.maximum(boxes_a[..., 2:], boxes_b[..., 2:])
-    hull = _area((hull_max - hull_min).clamp(min=0))
+    ax1, ay1, ax2, ay2 = boxes_a.unbind(-1)
+    bx1, by1, bx2, by2 = boxes_b.unbind(-1)
+    width = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)).clamp(min=0)
+    height = (torch.maximum(ay2, by2) - torch.minimum(ay1, by1)).clamp(min=0)
+    hull = width * height
     return iou - (hull - union) / (hull + IOU_EPS)
-
-
-def _area(size: Tensor) -> Tensor:
-    """Width times height of (..., 2) sizes."""
-    return size[..., 0] * size[..., 1]
 
 
 def _require_same_shape(boxes_a: Tensor, boxes_b: Tensor) -> None:

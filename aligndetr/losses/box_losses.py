@@ -5,32 +5,19 @@ from torch import Tensor
 from aligndetr.layers import box_cxcywh_to_xyxy, elementwise_giou
 
 
-def l1_box_loss(
-    src_boxes: Tensor,
-    target_boxes: Tensor,
-    avg_factor: float | Tensor,
-    weight: float | Tensor = 1,
-) -> Tensor:
-    """Weighted sum over pairs of the L1 distance of their four coordinates, over `avg_factor`.
+def l1_box_loss(src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """L1 distance of the four coordinates of each pair.
 
     Args:
-        src_boxes, target_boxes: (N, 4), cxcywh in [0, 1]; N may be 0, the result is then 0 and
-            still attached to the graph of `src_boxes`.
-        avg_factor: number of objects to divide by, a float or a 0-d tensor.
-        weight: one number, or (N,).
+        src_boxes, target_boxes: (N, 4), cxcywh in [0, 1]; N may be 0, the result is then empty
+            and still attached to the graph of `src_boxes`.
 
     Returns:
-        0-d tensor.
+        (N,).
     """
-    return (weight * (src_boxes - target_boxes).abs().sum(-1)).sum() / avg_factor
+    return (src_boxes - target_boxes).abs().sum(-1)
 
 
-def giou_box_loss(
-    src_boxes: Tensor,
-    target_boxes: Tensor,
-    avg_factor: float | Tensor,
-    weight: float | Tensor = 1,
-) -> Tensor:
-    """Weighted sum over pairs of 1 - GIoU, over `avg_factor`. Arguments as `l1_box_loss`."""
-    giou = elementwise_giou(box_cxcywh_to_xyxy(src_boxes), box_cxcywh_to_xyxy(target_boxes))
-    return (weight * (1 - giou)).sum() / avg_factor
+def giou_box_loss(src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """1 - GIoU of each pair. Arguments and result as `l1_box_loss`."""
+    return 1 - elementwise_giou(box_cxcywh_to_xyxy(src_boxes), box_cxcywh_to_xyxy(target_boxes))

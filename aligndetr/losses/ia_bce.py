@@ -9,7 +9,8 @@ negative, weighted by p^gamma as in the focal loss.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid, softplus
 
 from aligndetr.layers import box_cxcywh_to_xyxy, elementwise_iou
 
@@ -53,25 +54,67 @@ def IA_BCE_loss(
         IndexError: an object has more than R candidates (on CUDA a device-side assertion).
     """
     logits = src_logits.to(torch.promote_types(src_logits.dtype, torch.float32))
-    log_p, log_not_p = logsigmoid(logits), logsigmoid(-logits)
-
-    quality = _quality(logits[pos_idx_c], src_boxes, target_boxes, alpha)
+    matched = logits[pos_idx_c]
+    quality = match_quality(matched, src_boxes, target_boxes, alpha)
     if isinstance(w_prime, Tensor):
         rank_weight = w_prime.to(quality)[get_local_rank(quality, indices)]
     else:
         rank_weight = w_prime
-    quality = quality * rank_weight
-
-    # exp(gamma * log p), not p ** gamma: its gradient stays finite where p underflows to 0.
-    cost = -(gamma * log_p).exp() * log_not_p
-    cost[pos_idx_c] = -quality * log_p[pos_idx_c] - (1 - quality) * log_not_p[pos_idx_c]
-    return cost.sum() / avg_factor, rank_weight
+    positives = positive_loss(matched, quality * rank_weight).sum()
+    return (positives + negative_loss(logits, pos_idx_c, gamma)) / avg_factor, rank_weight
 
 
 @torch.no_grad()  # else the model could lower the quality of a prediction to lower its loss
-def _quality(logits: Tensor, src_boxes: Tensor, target_boxes: Tensor, alpha: float) -> Tensor:
-    """t = p^alpha * IoU^(1 - alpha), at least MIN_QUALITY, of N matched entries: (N,)."""
+def match_quality(logits: Tensor, src_boxes: Tensor, target_boxes: Tensor, alpha: float) -> Tensor:
+    """Quality t = p^alpha * IoU^(1 - alpha), at least MIN_QUALITY, of matched entries.
+
+    Args:
+        logits: (N,), of each prediction for the class of its object.
+        src_boxes, target_boxes: (N, 4), cxcywh in [0, 1].
+        alpha: share of the score.
+
+    Returns:
+        (N,), without gradient.
+    """
     src_xyxy = box_cxcywh_to_xyxy(src_boxes.to(logits.dtype))
     target_xyxy = box_cxcywh_to_xyxy(target_boxes.to(logits.dtype))
     iou = elementwise_iou(src_xyxy, target_xyxy)
     return (logits.sigmoid() ** alpha * iou ** (1 - alpha)).clamp(min=MIN_QUALITY)
+
+
+def positive_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy of each of the (N,) matched entries with its target in [0, 1]: (N,)."""
+    return -target * logsigmoid(logits) - (1 - target) * logsigmoid(-logits)
+
+
+def negative_loss(logits: Tensor, position: tuple[Tensor, ...], gamma: float) -> Tensor:
+    """Sum of -p^gamma * log(1 - p) over all entries of `logits` but those at `position`: 0-d.
+
+    Differentiable once.
+    """
+    return _NegativeLoss.apply(logits, gamma, *position)
+
+
+class _NegativeLoss(torch.autograd.Function):
+    """Value and derivative in one go: their terms are the same, and this is most of the loss.
+
+    With s = softplus(x) = -log(1 - p): d/dx p^gamma s = p^gamma (gamma (1 - p) s + p).
+    """
+
+    @staticmethod
+    def forward(ctx, logits, gamma, *position):
+        p = logits.sigmoid()
+        # Beyond the threshold softplus(x) is x: exact only where exp(-x) is lost in x.
+        s = softplus(logits, threshold=40)
+        weight = p**gamma
+        weight[position] = 0
+        loss = (weight * s).sum()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(s.mul_(1 - p).mul_(gamma).add_(p).mul_(weight))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (derivative,) = ctx.saved_tensors
+        return grad * derivative, None, *[None] * (len(ctx.needs_input_grad) - 2)

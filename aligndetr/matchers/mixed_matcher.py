@@ -5,17 +5,24 @@ are chosen together and none serves two. Each image is matched by itself; all im
 layers share one transfer to the host, where the assignment runs.
 """
 
+import itertools
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from aligndetr.layers import box_cxcywh_to_xyxy, generalized_box_iou
-from aligndetr.utils.errors import NonFinitePredictionError
+
+from .assignment import ImageCosts, assign
 
 CLASS_COSTS = ("focal_loss_cost", "ce_cost")
+
+# Costs computed at once, for the layers of the model together where objects are few. More would
+# leave the cache, and memory for larger temporaries is given back to the system at each step.
+BLOCK = 2**16
 
 
 class MatchRequest(NamedTuple):
@@ -106,11 +113,16 @@ class MixedMatcher(nn.Module):
         """
         if not requests:
             return []
+        for request in requests:
+            _check_shapes(request)
+        groups = list(_groups(requests))
         device = requests[0].outputs["pred_logits"].device
         with torch.autocast(device.type, enabled=False):
-            values = torch.cat([part for r in requests for part in self._values_of(r)])
-        host = _Reader(values.cpu().numpy())
-        pairs = [pair for request in requests for pair in _assign(request, host)]
+            values = torch.cat([part for group in groups for part in self._values_of(group)])
+        pairs = []
+        for request, images in zip(requests, _unpack(values.cpu().numpy(), groups), strict=True):
+            num_classes = request.outputs["pred_logits"].shape[-1]
+            pairs += assign(images, num_classes, request.gt_copy, request.name)
 
         flat = torch.from_numpy(np.concatenate([index for pair in pairs for index in pair]))
         split = iter(flat.to(device).split([len(index) for pair in pairs for index in pair]))
@@ -128,90 +140,92 @@ class MixedMatcher(nn.Module):
         Returns:
             (Q, N).
         """
+        return self._costs([logits], [boxes], labels, targets).t()
+
+    def _costs(
+        self, logits: list[Tensor], boxes: list[Tensor], labels: Tensor, targets: Tensor
+    ) -> Tensor:
+        """As `cost_matrix`, of several sets of predictions one behind the other: (N, L * Q)."""
         # An index outside would abort the CUDA context; `match` reports it from the host.
-        labels = labels.clamp(0, logits.shape[-1] - 1)
-        l1 = torch.cdist(boxes, targets, p=1)
-        giou = generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(targets))
-        class_cost = self._class_cost(logits, labels)
-        return self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
+        labels = labels.clamp(0, logits[0].shape[-1] - 1)
+        queries = torch.cat(boxes)
+        cost = torch.cdist(targets, queries, p=1).mul_(self.cost_bbox)
+        scores = torch.cat([self._of_classes(x, labels) for x in logits]).t().contiguous()
+        cost += self._class_cost(scores).mul_(self.cost_class)
+        giou = generalized_box_iou(box_cxcywh_to_xyxy(targets), box_cxcywh_to_xyxy(queries))
+        return cost.sub_(giou.mul_(self.cost_giou))
 
-    def _class_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _of_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(Q, N): what the class cost is made of."""
         if self.cost_class_type == "ce_cost":
-            return -logits.softmax(-1)[:, labels]
-        score = logits[:, labels].sigmoid()
-        positive = -self.alpha * (1 - score) ** self.gamma * (score + 1e-8).log()
-        negative = -(1 - self.alpha) * score**self.gamma * (1 - score + 1e-8).log()
-        return positive - negative
+            logits = logits.softmax(-1)
+        return logits.index_select(-1, labels)
 
-    def _values_of(self, request: MatchRequest) -> list[Tensor]:
-        """All that the host has to know, flat: per image a total, the labels, the costs."""
-        _check_shapes(request)
-        logits, boxes = (
-            x.to(torch.promote_types(x.dtype, torch.float32))
-            for x in (request.outputs["pred_logits"], request.outputs["pred_boxes"])
-        )
+    def _class_cost(self, scores: Tensor) -> Tensor:
+        if self.cost_class_type == "ce_cost":
+            return -scores
+        score = scores.sigmoid()
+        other = 1 - score
+        positive = (score + 1e-8).log_().mul_(other**self.gamma).mul_(-self.alpha)
+        negative = other.add_(1e-8).log_().mul_(score.pow_(self.gamma)).mul_(self.alpha - 1)
+        return positive.sub_(negative)
+
+    def _values_of(self, group: list[MatchRequest]) -> list[Tensor]:
+        """All that the host has to know, flat: totals, then labels and costs of each image."""
+        logits = _at_least_float32([request.outputs["pred_logits"] for request in group])
+        boxes = _at_least_float32([request.outputs["pred_boxes"] for request in group])
         # NaN or infinite if and only if some prediction for the image is.
-        totals = logits.sum((1, 2)) + boxes.sum((1, 2))
-        values = []
-        for i, target in enumerate(request.targets):
-            labels, gt_boxes = target["labels"].to(logits.device), target["boxes"].to(boxes)
-            cost = self.cost_matrix(logits[i], boxes[i], labels, gt_boxes)
-            values += [totals[i : i + 1], labels.to(cost.dtype), cost.flatten()]
+        values = [x.sum((1, 2)) + y.sum((1, 2)) for x, y in zip(logits, boxes, strict=True)]
+        for i, target in enumerate(group[0].targets):
+            if len(target["labels"]) == 0:
+                continue
+            labels, gt_boxes = target["labels"].to(logits[0].device), target["boxes"].to(boxes[0])
+            cost = self._costs([x[i] for x in logits], [x[i] for x in boxes], labels, gt_boxes)
+            values += [labels.to(cost.dtype), cost.flatten()]
         return values
 
 
-class _Reader:
-    """Hands out the values of a flat array in the order in which they were written."""
-
-    def __init__(self, values: np.ndarray):
-        self.values = values
-
-    def take(self, count: int) -> np.ndarray:
-        taken, self.values = self.values[:count], self.values[count:]
-        assert len(taken) == count, (len(taken), count)
-        return taken
-
-
-def _assign(request: MatchRequest, host: _Reader) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(query_idx, gt_idx) of each image of a request, or an error about what stands in the way."""
-    num_queries, num_classes = request.outputs["pred_logits"].shape[1:]
-    pairs = []
-    for i, target in enumerate(request.targets):
-        num_objects = len(target["labels"])
-        if not np.isfinite(host.take(1)).all():
-            raise NonFinitePredictionError(request.name, i)
-        labels = host.take(num_objects).astype(np.int64)
-        unknown = labels[(labels < 0) | (labels >= num_classes)]
-        if len(unknown):
-            raise ValueError(
-                f"image {i} of the batch has labels {sorted(set(unknown.tolist()))}, but the model "
-                f"has {num_classes} classes; labels must be in [0, {num_classes}). Set "
-                "`model.num_classes` to the number of categories in the data."
-            )
-        cost = host.take(num_queries * num_objects).reshape(num_queries, num_objects)
-        unusable = ~np.isfinite(cost)
-        if unusable.all(axis=0).any():  # an object that no query can be compared with
-            raise ValueError(
-                f"image {i} of the batch: the target boxes of objects "
-                f"{np.flatnonzero(unusable.all(axis=0)).tolist()} are not finite; boxes must be "
-                "cxcywh in [0, 1]. Check the annotations."
-            )
-        if unusable.any():  # finite, but so large that comparing them overflows
-            raise NonFinitePredictionError(request.name, i)
-        pairs.append(_assign_image(cost, request.gt_copy))
-    return pairs
+def _groups(requests: list[MatchRequest]) -> Iterator[list[MatchRequest]]:
+    """Neighbours that differ in predictions alone, as many as fit into a BLOCK of costs."""
+    for _, alike in itertools.groupby(requests, key=_what_it_is_about):
+        alike = list(alike)
+        num_queries = alike[0].outputs["pred_logits"].shape[1]
+        most_objects = max((len(t["labels"]) for t in alike[0].targets), default=0)
+        size = max(1, BLOCK // max(1, num_queries * most_objects))
+        for first in range(0, len(alike), size):
+            yield alike[first : first + size]
 
 
-def _assign_image(cost: np.ndarray, gt_copy: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best assignment for a (Q, N) cost matrix: query and object indices, sorted by object."""
-    num_queries, num_objects = cost.shape
-    if num_objects == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    copies = max(1, min(gt_copy, num_queries // (2 * num_objects)))
-    query_idx, column = linear_sum_assignment(np.tile(cost, (1, copies)))
-    gt_idx = column % num_objects
-    order = gt_idx.argsort(kind="stable")
-    return query_idx[order], gt_idx[order]
+def _what_it_is_about(request: MatchRequest) -> tuple:
+    logits, boxes = request.outputs["pred_logits"], request.outputs["pred_boxes"]
+    objects = [(id(target["labels"]), id(target["boxes"])) for target in request.targets]
+    return logits.shape, logits.dtype, boxes.dtype, objects
+
+
+def _at_least_float32(tensors: list[Tensor]) -> list[Tensor]:
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+
+
+def _unpack(values: np.ndarray, groups: list[list[MatchRequest]]) -> Iterator[list[ImageCosts]]:
+    """What `_values_of` has written, for each request."""
+
+    def take(*shape: int) -> np.ndarray:
+        nonlocal position
+        start, position = position, position + math.prod(shape)
+        return values[start:position].reshape(shape)
+
+    position = 0
+    for group in groups:
+        batch, num_queries, _ = group[0].outputs["pred_logits"].shape
+        totals = take(len(group), batch)
+        counts = [len(target["labels"]) for target in group[0].targets]
+        images = [(take(n), take(n, len(group), num_queries)) for n in counts]
+        for i in range(len(group)):
+            yield [
+                ImageCosts(total, labels, costs[:, i])
+                for total, (labels, costs) in zip(totals[i], images, strict=True)
+            ]
+    assert position == len(values), (position, len(values))
 
 
 def _check_shapes(request: MatchRequest) -> None:

@@ -123,6 +123,8 @@ def test_layers_take_their_number_of_candidates_from_match_num():
         "decoder layer 1 of 3 (aux_outputs[0])": [[2, 2, 2], [2, 2]],
         "decoder layer 2 of 3 (aux_outputs[1])": [[2, 2, 2], [2, 2]],
         "last decoder layer": [[1, 1, 1], [1, 1]],
+        # Known without matching; the matcher only sees whether they are finite.
+        **{f"denoising queries of decoder layer {i}": [[], []] for i in (1, 2, 3)},
     }
 
 
@@ -131,7 +133,7 @@ def test_all_sets_are_matched_in_one_call_and_reduced_once():
     criterion = make_criterion()
     with patch.object(criterion.matcher, "match", wraps=criterion.matcher.match) as match:
         criterion(outputs, targets, dn_metas)
-    assert [len(call.args[0]) for call in match.call_args_list if call.args[0]] == [4]
+    assert [len(call.args[0]) for call in match.call_args_list] == [4 + 3]
 
 
 def test_weight_table_rows():
@@ -406,6 +408,20 @@ def test_label_out_of_range():
     targets[1]["labels"][0] = K
     with pytest.raises(ValueError, match=rf"image 1 .*labels \[{K}\].*model.num_classes"):
         make_criterion()(outputs, targets, dn_metas)
+
+
+@pytest.mark.parametrize("where", ["output", "aux"])
+def test_nan_in_denoising_predictions_alone_is_reported(where):
+    outputs, targets, dn_metas = random_step()
+    known = dn_metas["output_known_lbs_bboxes"]
+    layer = known if where == "output" else known["aux_outputs"][1]
+    with torch.no_grad():
+        layer["pred_boxes"][1, 3, 2] = float("inf")
+    number = 3 if where == "output" else 2
+    with pytest.raises(NonFinitePredictionError) as e:
+        make_criterion()(outputs, targets, dn_metas)
+    expected = (f"denoising queries of decoder layer {number}", 1)
+    assert (e.value.layer, e.value.batch_index) == expected
 
 
 def test_nan_is_reported_where_it_began():

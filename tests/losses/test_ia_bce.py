@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aligndetr.losses import IA_BCE_loss
+from aligndetr.losses import IA_BCE_loss, negative_loss
 
 BOX = torch.tensor([0.5, 0.5, 0.4, 0.2])
 ONE_PAIR = [(torch.tensor([0]), torch.tensor([0]))]
@@ -123,3 +123,15 @@ def test_more_candidates_than_weights_is_an_error():
 def test_float16_predictions_are_computed_in_float32():
     logits = torch.randn(1, 7, 5, generator=torch.manual_seed(1)).half()
     torch.testing.assert_close(one_positive(logits), one_positive(logits.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
+def test_gradient_of_the_negatives(gamma):
+    logits = torch.tensor([-60.0, -20.0, -3.0, -0.1, 0.4, 5.0, 38.0, 41.0, 60.0]).double()
+    logits = logits.view(1, 3, 3).requires_grad_()
+    position = tuple(torch.tensor([i]) for i in (0, 1, 2))
+    assert torch.autograd.gradcheck(lambda x: negative_loss(x, position, gamma), logits)
+    p = logits.detach().sigmoid()
+    expected = -(p**gamma) * torch.nn.functional.logsigmoid(-logits.detach())
+    expected[position] = 0
+    torch.testing.assert_close(negative_loss(logits, position, gamma), expected.sum())
