@@ -53,6 +53,7 @@ setup(
     ),
     package_data={"": ["*.md", "*.yaml"]},
     install_requires=[
+        "faster-coco-eval>=1.8",
         "numpy",
         "opencv-python-headless",
         "scipy",

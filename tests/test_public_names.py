@@ -29,6 +29,7 @@ SAVED = [
     "aligndetr.data.DetrDatasetMapper",
     "aligndetr.data.register_dataset",
     "aligndetr.engine.backbone_lr_factor",
+    "aligndetr.evaluation.COCOEvaluator",
 ]
 
 # Names that code imports; where they are defined may change.

@@ -11,10 +11,10 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 from aligndetr.data import DetrDatasetMapper, register_dataset
+from aligndetr.evaluation import COCOEvaluator
 
 dataset = OmegaConf.create(
     {
