@@ -121,13 +121,18 @@ class Report:
 
 
 def peak_memory(work: Callable[..., object], *args) -> int:
-    """Most resident bytes of a fresh process that runs `work(*args)`, a module's function."""
+    """Most bytes in use by a fresh process that runs `work(*args)`, a module's function.
+
+    On the GPU where `work` used one, else resident in main memory, libraries included.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_run_and_measure, work, args).result()
 
 
 def _run_and_measure(work: Callable[..., object], args: tuple) -> int:
     work(*args)
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     # Not ru_maxrss where it can be helped: Linux lets a new process inherit its parent's.
     status = Path("/proc/self/status")
     if status.exists():
