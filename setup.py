@@ -51,7 +51,7 @@ setup(
         include=["aligndetr", "aligndetr.*", "projects.*"],
         exclude=["*.__pycache__", "*.__pycache__.*"],
     ),
-    package_data={"": ["*.md", "*.yaml"]},
+    package_data={"": ["*.md", "*.yaml", "*.cpp"]},
     install_requires=[
         "faster-coco-eval>=1.8",
         "numpy",

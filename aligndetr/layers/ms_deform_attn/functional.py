@@ -3,21 +3,64 @@
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import cpp_build
+from .cpp import ms_deform_attn_cpp
 from .embedding_bag import ms_deform_attn_embedding_bag
 from .reference import ms_deform_attn_reference
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = {
-    "embedding_bag": ms_deform_attn_embedding_bag,
-    "reference": ms_deform_attn_reference,
-}
 BACKEND_VARIABLE = "ALIGNDETR_MS_DEFORM_ATTN"
+
+
+class Backend(NamedTuple):
+    """An implementation, and where it can run."""
+
+    run: Callable[[Tensor, list[tuple[int, int]], Tensor, Tensor], Tensor]
+    # Why it cannot run on a device: a phrase that follows its name. None if it can.
+    obstacle: Callable[[torch.device], str | None]
+
+
+def _graph_is_captured() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _obstacle_to_cpu_code(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"runs on the CPU only, the tensors are on {device}"
+    if _graph_is_captured():
+        return "cannot be compiled, traced or exported"
+    return None
+
+
+def _obstacle_to_embedding_bag(device: torch.device) -> str | None:
+    obstacle = _obstacle_to_cpu_code(device)
+    if obstacle:  # first: torch.compile cannot follow the question for MKL
+        return obstacle
+    if not torch.backends.mkl.is_available():
+        return "needs a build of torch with MKL for its backward pass"
+    return None
+
+
+def _obstacle_to_cpp(device: torch.device) -> str | None:
+    return _obstacle_to_cpu_code(device) or cpp_build.obstacle()
+
+
+BACKENDS = {
+    "cpp": Backend(ms_deform_attn_cpp, _obstacle_to_cpp),
+    "embedding_bag": Backend(ms_deform_attn_embedding_bag, _obstacle_to_embedding_bag),
+    "reference": Backend(ms_deform_attn_reference, lambda _: None),
+}
+# What "auto" tries, in this order, where nothing is named or that cannot run. Whatever needs a
+# compiler stays out.
+AUTOMATIC = ("embedding_bag", "reference")
+_default_backend = "auto"  # the process's, see `set_default_backend`
 
 
 def multi_scale_deformable_attn(
@@ -39,9 +82,10 @@ def multi_scale_deformable_attn(
         sampling_locations: (B, Q, M, L, P, 2), (x, y) with 0 and 1 the outer edges of the
             map. Samples outside the map read zeros.
         attention_weights: (B, Q, M, L, P); summing to 1 over (L, P) is the caller's part.
-        backend: "auto", "embedding_bag" or "reference". "auto" asks the environment variable
-            ALIGNDETR_MS_DEFORM_ATTN, then takes embedding_bag on the CPU where torch has MKL
-            and no graph is being captured, and the reference elsewhere.
+        backend: "auto" or a name in BACKENDS. "auto" takes what the environment variable
+            ALIGNDETR_MS_DEFORM_ATTN names, or else `set_default_backend`; where that cannot
+            run or nothing is named, embedding_bag on the CPU if torch has MKL and no graph is
+            being captured, and the reference elsewhere.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`. Computed in float32, or in float64 if an
@@ -54,7 +98,7 @@ def multi_scale_deformable_attn(
     spatial_shapes = as_shape_list(spatial_shapes)
     if not torch.jit.is_tracing():  # sizes are tensors there, and checks would end in the trace
         _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    implementation = BACKENDS[choose_backend(backend, value.device)]
+    implementation = BACKENDS[choose_backend(backend, value.device)].run
     tensors = (value, sampling_locations, attention_weights)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     out = implementation(
@@ -82,50 +126,71 @@ def as_shape_list(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[tu
     return [(int(h), int(w)) for h, w in spatial_shapes]
 
 
+def set_default_backend(name: str, device: torch.device | str) -> str:
+    """What "auto" shall mean in this process; to be called when a run starts.
+
+    The environment variable ALIGNDETR_MS_DEFORM_ATTN, if set, wins over `name`. A backend that
+    is compiled on first use is compiled now, and not in the middle of the first step.
+
+    Returns:
+        Name of the implementation that "auto" takes on `device`.
+
+    Raises:
+        ValueError: `name` or the environment variable is unknown. One that cannot run on
+            `device` is no error: a line of the log says why, and "auto" takes another.
+    """
+    global _default_backend
+    _check_name(name)
+    _default_backend = name
+    return choose_backend("auto", torch.device(device))
+
+
 def choose_backend(backend: str, device: torch.device) -> str:
     """Name of the implementation to run on `device`.
 
     Raises:
-        ValueError: `backend`, or the environment variable that "auto" reads, is unknown or
+        ValueError: `backend`, or what "auto" reads, is unknown; or `backend` is not "auto" and
             cannot run on `device`.
     """
+    _check_name(backend)
     if backend == "auto":
-        backend = os.environ.get(BACKEND_VARIABLE, "auto")
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(
-            f"unknown backend {backend!r} for deformable attention; choose 'auto' or one of "
-            f"{sorted(BACKENDS)}, as `backend` or in the environment variable {BACKEND_VARIABLE}"
-        )
-    obstacle = _obstacle_to_embedding_bag(device)
-    if backend == "embedding_bag" and obstacle:
-        raise ValueError(f"backend 'embedding_bag' {obstacle}; use 'auto' or 'reference'")
-    if backend == "auto":
-        backend = "reference" if obstacle else "embedding_bag"
-    if not _graph_is_captured():
-        _announce(backend, device.type, obstacle)
+        return _first_that_runs(device)
+    obstacle = BACKENDS[backend].obstacle(device)
+    if obstacle:
+        raise ValueError(f"backend {backend!r} {obstacle}; use 'auto' or 'reference'")
     return backend
 
 
-def _obstacle_to_embedding_bag(device: torch.device) -> str | None:
-    """Why embedding_bag cannot run, None if it can."""
-    if device.type != "cpu":
-        return f"runs on the CPU only, the tensors are on {device}"
-    if _graph_is_captured():  # first: torch.compile cannot follow the question for MKL
-        return "cannot be compiled, traced or exported"
-    if not torch.backends.mkl.is_available():
-        return "needs a build of torch with MKL for its backward pass"
-    return None
+def _first_that_runs(device: torch.device) -> str:
+    wanted = os.environ.get(BACKEND_VARIABLE) or _default_backend
+    _check_name(wanted)
+    candidates = AUTOMATIC if wanted == "auto" else (wanted, *AUTOMATIC)
+    obstacles = []
+    for name in candidates:
+        obstacle = BACKENDS[name].obstacle(device)
+        if obstacle is None:
+            break
+        obstacles.append(f"{name} {obstacle}")
+    if not _graph_is_captured():
+        level = logging.INFO if wanted in ("auto", name) else logging.WARNING
+        _announce(level, name, device.type, "; ".join(obstacles))
+    return name
 
 
-def _graph_is_captured() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def _check_name(backend: str) -> None:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(
+            f"unknown backend {backend!r} for deformable attention; choose 'auto' or one of "
+            f"{sorted(BACKENDS)}, as `backend`, in the config (train.ms_deform_attn) or in the "
+            f"environment variable {BACKEND_VARIABLE}"
+        )
 
 
 @functools.cache
-def _announce(backend: str, device_type: str, obstacle: str | None) -> None:
+def _announce(level: int, backend: str, device_type: str, obstacles: str) -> None:
     """One line a process and device: the cache is what keeps it from being repeated."""
-    reason = f" (embedding_bag {obstacle})" if obstacle else ""
-    logger.info("Deformable attention on %s: %s%s", device_type, backend, reason)
+    reason = f" ({obstacles})" if obstacles else ""
+    logger.log(level, "Deformable attention on %s: %s%s", device_type, backend, reason)
 
 
 def _check_shapes(

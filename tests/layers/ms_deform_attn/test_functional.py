@@ -11,10 +11,22 @@ from tests.builders import golden, tensor
 
 B, Q, M, L, P, D = 2, 7, 3, 4, 5, 8
 SHAPES = [(11, 13), (5, 7), (3, 4), (2, 2)]
+FAST = ["embedding_bag", "cpp"]
+BACKENDS = ["reference", *FAST]
+CPU = torch.device("cpu")
 needs_mkl = pytest.mark.skipif(
     not torch.backends.mkl.is_available(), reason="embedding_bag's backward needs MKL"
 )
-BACKENDS = ["reference", pytest.param("embedding_bag", marks=needs_mkl)]
+
+
+@pytest.fixture(autouse=True)
+def _skip_a_backend_that_cannot_run_here(request):
+    # Asked here and not when tests are collected: the first question compiles `cpp`.
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "backend" in parameters:
+        obstacle = functional.BACKENDS[parameters["backend"]].obstacle(CPU)
+        if obstacle:
+            pytest.skip(f"{parameters['backend']} {obstacle}")
 
 
 def random_inputs(shapes=SHAPES, batch=B, queries=Q, heads=M, points=P, dim=D, dtype=torch.float64):
@@ -40,9 +52,9 @@ def value_and_gradients(backend, shapes, inputs, grad_out=None):
     return dict(zip(names, (out.detach(), *gradients), strict=True))
 
 
-def assert_backends_agree(shapes, inputs, grad_out=None, **tolerance):
+def assert_equals_reference(backend, shapes, inputs, grad_out=None, **tolerance):
     truth = value_and_gradients("reference", shapes, inputs, grad_out)
-    for name, ours in value_and_gradients("embedding_bag", shapes, inputs, grad_out).items():
+    for name, ours in value_and_gradients(backend, shapes, inputs, grad_out).items():
         torch.testing.assert_close(
             ours, truth[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance
         )
@@ -92,7 +104,7 @@ def test_sampling_by_hand(backend):
     assert one_sample(backend, (7.0, -9.0), image) == 0.0
 
 
-@needs_mkl
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -101,6 +113,9 @@ def test_sampling_by_hand(backend):
         {"heads": 1, "dim": 1},
         {"batch": 1, "queries": 1},
         {"dim": 32, "heads": 8, "points": 4},
+        {"dim": 16},
+        {"dim": 64},
+        {"dim": 19},
         {"shapes": [(1, 1)]},
         {"shapes": [(1, 6), (5, 1), (1, 1)]},
         {"queries": 0},
@@ -108,20 +123,20 @@ def test_sampling_by_hand(backend):
     ],
     ids=str,
 )
-def test_embedding_bag_equals_the_reference(sizes):
-    assert_backends_agree(sizes.get("shapes", SHAPES), random_inputs(**sizes))
+def test_equals_the_reference(backend, sizes):
+    assert_equals_reference(backend, sizes.get("shapes", SHAPES), random_inputs(**sizes))
 
 
 @needs_mkl
 def test_embedding_bag_joins_its_chunks(monkeypatch):
     # B * Q * M = 42 bags: two whole chunks and a part.
     monkeypatch.setattr("aligndetr.layers.ms_deform_attn.embedding_bag.CHUNK", 19)
-    assert_backends_agree(SHAPES, random_inputs())
+    assert_equals_reference("embedding_bag", SHAPES, random_inputs())
 
 
-@needs_mkl
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_embedding_bag_takes_the_same_side_where_the_slope_jumps(dtype):
+def test_takes_the_same_side_where_the_slope_jumps(backend, dtype):
     # On cell centres and on the map's rim the gradient of the location is one-sided.
     shapes = [(9, 13), (3, 5)]
     value, locations, weights = random_inputs(shapes, queries=200, points=2, dtype=dtype)
@@ -129,45 +144,45 @@ def test_embedding_bag_takes_the_same_side_where_the_slope_jumps(dtype):
     cell = torch.randint(-3, 16, locations.shape, generator=torch.Generator().manual_seed(1))
     half_cells = torch.where(torch.arange(200)[:, None, None, None, None] < 100, 0.5, 0.0)
     locations = (cell + half_cells.to(dtype)) / size
-    assert_backends_agree(shapes, [value, locations, weights], rtol=1e-4, atol=1e-4)
+    assert_equals_reference(backend, shapes, [value, locations, weights], rtol=1e-4, atol=1e-4)
 
 
-@needs_mkl
-def test_embedding_bag_takes_gradients_and_inputs_of_any_layout():
+@pytest.mark.parametrize("backend", FAST)
+def test_takes_gradients_and_inputs_of_any_layout(backend):
     inputs = random_inputs()
-    assert_backends_agree(SHAPES, inputs, torch.ones((), dtype=torch.float64).expand(B, Q, M * D))
+    assert_equals_reference(
+        backend, SHAPES, inputs, torch.ones((), dtype=torch.float64).expand(B, Q, M * D)
+    )
     transposed = [x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in inputs]
     grad_out = torch.randn(Q, B, M * D, dtype=torch.float64).transpose(0, 1)
-    assert_backends_agree(SHAPES, transposed, grad_out)
+    assert_equals_reference(backend, SHAPES, transposed, grad_out)
 
 
-@needs_mkl
-def test_embedding_bag_passes_gradcheck():
+@pytest.mark.parametrize("backend", FAST)
+def test_passes_gradcheck(backend):
     inputs = random_inputs([(3, 4), (2, 1)], batch=1, queries=2, heads=2, points=3, dim=2)
     assert torch.autograd.gradcheck(
-        lambda *x: multi_scale_deformable_attn(
-            x[0], [(3, 4), (2, 1)], x[1], x[2], backend="embedding_bag"
-        ),
+        lambda *x: multi_scale_deformable_attn(x[0], [(3, 4), (2, 1)], x[1], x[2], backend=backend),
         inputs,
     )
 
 
-@needs_mkl
-def test_embedding_bag_writes_every_element(monkeypatch):
+@pytest.mark.parametrize("backend", FAST)
+def test_writes_every_element(backend, monkeypatch):
     # What is allocated without being filled starts as NaN: a forgotten element shows.
     def poisoned(self, *size, **options):
         return new_empty(self, *size, **options).fill_(float("nan"))
 
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    for tensor_ in value_and_gradients("embedding_bag", SHAPES, random_inputs()).values():
+    for tensor_ in value_and_gradients(backend, SHAPES, random_inputs()).values():
         assert tensor_.isfinite().all()
 
 
-@needs_mkl
-def test_embedding_bag_says_that_it_has_no_second_derivative():
+@pytest.mark.parametrize("backend", FAST)
+def test_says_that_it_has_no_second_derivative(backend):
     value, locations, weights = random_inputs()
-    out = multi_scale_deformable_attn(value, SHAPES, locations, weights, backend="embedding_bag")
+    out = multi_scale_deformable_attn(value, SHAPES, locations, weights, backend=backend)
     (gradient,) = torch.autograd.grad(out.square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -183,6 +198,36 @@ def test_not_a_number_shows_where_it_entered(backend):
     bad = out.isnan().all(-1)
     assert bad[1, 3, 2]
     assert bad.sum() <= 2  # infinity lies outside the map: zero, or NaN by inf - inf
+
+
+@pytest.mark.parametrize("backend", ["cpp"])
+def test_cpp_treats_what_is_not_finite_as_the_reference(backend):
+    value, locations, weights = (x.detach() for x in random_inputs())
+    strange = [float("nan"), float("inf"), -float("inf"), 1e300, -1e19, 3e9]
+    for index, number in enumerate(strange):
+        locations[0, index, 0, 0, 0, index % 2] = number
+    weights[1, 0, 0, 0, 0] = float("nan")
+    value[1, 5, 1] = float("inf")
+    inputs = (value, locations, weights)
+    truth = value_and_gradients("reference", SHAPES, inputs)
+    assert all(x.isnan().any() for name, x in truth.items() if name != "grad_value")
+    for name, ours in value_and_gradients(backend, SHAPES, inputs).items():
+        torch.testing.assert_close(ours, truth[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["cpp"])
+def test_cpp_is_deterministic_whatever_the_number_of_threads(backend):
+    inputs = random_inputs(queries=300, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = value_and_gradients(backend, SHAPES, inputs)
+        torch.set_num_threads(5)
+        together = value_and_gradients(backend, SHAPES, inputs)
+    finally:
+        torch.set_num_threads(threads)
+    for name, expected in alone.items():
+        torch.testing.assert_close(together[name], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -230,6 +275,33 @@ def test_auto_takes_the_reference_elsewhere_and_says_why(caplog, monkeypatch):
         assert functional.choose_backend("auto", torch.device("cpu")) == "reference"
     assert "the tensors are on cuda:0" in caplog.messages[0]
     assert "needs a build of torch with MKL" in caplog.messages[1]
+
+
+def test_a_fallback_is_a_warning_that_says_why(caplog, monkeypatch):
+    functional._announce.cache_clear()
+    monkeypatch.setenv(functional.BACKEND_VARIABLE, "cpp")
+    refusal = functional.BACKENDS["cpp"]._replace(obstacle=lambda device: "has a bad day")
+    monkeypatch.setitem(functional.BACKENDS, "cpp", refusal)
+    for _ in range(2):
+        assert functional.choose_backend("auto", CPU) == functional.choose_backend("auto", CPU)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "(cpp has a bad day" in record.message
+    with pytest.raises(ValueError, match="backend 'cpp' has a bad day; use 'auto'"):
+        functional.choose_backend("cpp", CPU)
+
+
+def test_a_run_sets_what_auto_means(monkeypatch):
+    monkeypatch.setattr(functional, "_default_backend", "auto")
+    monkeypatch.delenv(functional.BACKEND_VARIABLE, raising=False)
+    assert functional.set_default_backend("reference", "cpu") == "reference"
+    assert functional.choose_backend("auto", CPU) == "reference"
+    monkeypatch.setenv(functional.BACKEND_VARIABLE, "embedding_bag")  # wins
+    assert functional.BACKENDS["embedding_bag"].obstacle(CPU) or (
+        functional.choose_backend("auto", CPU) == "embedding_bag"
+    )
+    with pytest.raises(ValueError, match="unknown backend 'fast'.*train.ms_deform_attn"):
+        functional.set_default_backend("fast", "cpu")
 
 
 def test_the_environment_variable_decides_for_auto(monkeypatch):
