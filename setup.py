@@ -56,6 +56,7 @@ setup(
         "faster-coco-eval>=1.8",
         "numpy",
         "opencv-python-headless",
+        "pyarrow>=14",
         "scipy",
         "torch>=2.4",
         "torchvision>=0.19",

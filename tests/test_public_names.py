@@ -27,6 +27,7 @@ SAVED = [
     "aligndetr.layers.PositionEmbeddingSine",
     "aligndetr.layers.TransformerLayerSequence",
     "aligndetr.data.DetrDatasetMapper",
+    "aligndetr.data.get_detection_dataset",
     "aligndetr.data.register_dataset",
     "aligndetr.engine.backbone_lr_factor",
     "aligndetr.evaluation.COCOEvaluator",

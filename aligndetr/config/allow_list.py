@@ -38,6 +38,7 @@ CLASS_HOMES = (
 )
 # By the place of their definition. Reading a file that the config names is all they do.
 FUNCTIONS = (
+    "aligndetr.data.datasets.get_detection_dataset",
     "aligndetr.data.datasets.register_dataset",
     "aligndetr.engine.optim.backbone_lr_factor",
     "detectron2.data.build.build_detection_test_loader",

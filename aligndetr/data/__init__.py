@@ -1,14 +1,17 @@
 """Data sets, their checks, and the mapper from an image file to the model's input."""
 
 from .checks import DatasetError, check_num_classes, check_same_classes
+from .coco_dataset import CocoDataset
 from .dataset_mapper import DetrDatasetMapper
-from .datasets import class_names, register_dataset
+from .datasets import class_names, get_detection_dataset, register_dataset
 
 __all__ = [
+    "CocoDataset",
     "DatasetError",
     "DetrDatasetMapper",
     "check_num_classes",
     "check_same_classes",
     "class_names",
+    "get_detection_dataset",
     "register_dataset",
 ]

@@ -1,17 +1,18 @@
 """Checks of a COCO json, its images and its classes, made before a training depends on them.
 
 What would end in a wrong result or in an error hours later raises a `DatasetError`. Boxes that
-training can do without are counted and named in the log instead (`find_unusable_boxes`).
+training can do without are counted and named in the log instead (`classify_boxes`). The json may
+be larger than the memory: what looks at it takes one entry, or one block of entries, at a time.
 """
 
-import json
 import logging
 import math
 import os
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -43,157 +44,164 @@ class DatasetError(ValueError):
     """A data set that cannot be used as it is. The message names the thing and the remedy."""
 
 
-def read_coco_json(json_file: str | os.PathLike) -> dict[str, Any]:
-    """The content of a COCO json that has passed every check made without looking at images.
+def check_lists(lists: Mapping[str, int], keys: Iterable[str], json_file: Path) -> None:
+    """Raise unless the three lists of a COCO json are there and hold what they must.
 
-    Raises:
-        DatasetError: the file is missing, is not JSON, lacks a list or a field, is empty, repeats
-            an id, or has an annotation whose category or box makes no sense.
+    Args:
+        lists: the lists found, with their lengths.
+        keys: all keys of the json, for the message.
     """
-    try:
-        with open(json_file, "rb") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise DatasetError(f"annotation file {str(json_file)!r} does not exist") from None
-    except (ValueError, RecursionError) as error:  # ValueError: bad syntax, or not text at all
-        raise DatasetError(
-            f"{str(json_file)!r} is not JSON ({error}); expected a COCO annotation file"
-        ) from error
-    _check_structure(content, json_file)
-    _check_annotations(content, json_file)
-    return content
-
-
-def _check_structure(content: Any, json_file: str | os.PathLike) -> None:
-    """Raise unless the three lists are there, filled, and their entries have fields and own ids."""
-    if not isinstance(content, dict):
-        raise DatasetError(
-            f"{str(json_file)!r} is not a COCO json: it holds a {type(content).__name__}, "
-            f"expected an object with {list(FIELDS)}"
-        )
-    missing = [key for key in FIELDS if not isinstance(content.get(key), list)]
+    missing = [key for key in FIELDS if key not in lists]
     if missing:
         raise DatasetError(
             f"{str(json_file)!r} is not a COCO json: no list {missing} in it, only "
-            f"{sorted(content)[:10]}; expected {list(FIELDS)}"
+            f"{sorted(keys)[:10]}; expected {list(FIELDS)}"
         )
     for key in ("images", "categories"):
-        if not content[key]:
+        if not lists[key]:
             raise DatasetError(f"{str(json_file)!r} holds no {key}; was it written to the end?")
-    for key, fields in FIELDS.items():
-        seen = set()
-        for position, entry in enumerate(content[key]):
-            _check_entry(entry, fields, f"{key}[{position}] of {str(json_file)!r}")
-            if entry["id"] in seen:
-                raise DatasetError(
-                    f"id {entry['id']!r} stands twice in {key} of {str(json_file)!r}; "
-                    "ids must be unique, number them anew"
-                )
-            seen.add(entry["id"])
 
 
-def _check_entry(entry: Any, fields: dict[str, tuple[type, ...]], where: str) -> None:
-    """Raise unless `entry` is an object whose `fields` are there and have one of their types."""
+def check_entry(entry: Any, key: str, position: int, json_file: Path) -> None:
+    """Raise unless an entry of the list `key` has the `FIELDS`, each with one of its types."""
+    fields = FIELDS[key]
     if not isinstance(entry, dict):
-        raise DatasetError(f"{where} is {entry!r}; expected an object with {list(fields)}")
+        raise DatasetError(
+            f"{key}[{position}] of {str(json_file)!r} is {entry!r}; expected an object with "
+            f"{list(fields)}"
+        )
     for field, types in fields.items():
         if field not in entry:
             raise DatasetError(
-                f"{where} (id {entry.get('id')!r}) lacks {field!r}; expected {list(fields)}"
+                f"{key}[{position}] of {str(json_file)!r} (id {entry.get('id')!r}) lacks "
+                f"{field!r}; expected {list(fields)}"
             )
         if not isinstance(entry[field], types):
             raise DatasetError(
-                f"{where} (id {entry.get('id')!r}) has {field}={entry[field]!r}; "
-                f"expected {' or '.join(t.__name__ for t in types)}"
+                f"{key}[{position}] of {str(json_file)!r} (id {entry.get('id')!r}) has "
+                f"{field}={entry[field]!r}; expected {' or '.join(t.__name__ for t in types)}"
             )
 
 
-def _check_annotations(content: dict[str, Any], json_file: str | os.PathLike) -> None:
-    """Raise for a category nobody defined and for a box that is not four finite numbers."""
-    category_ids = {category["id"] for category in content["categories"]}
-    for annotation in content["annotations"]:
-        where = _describe(annotation)
-        if annotation["category_id"] not in category_ids:
-            raise DatasetError(
-                f"{where} in {str(json_file)!r} has category_id {annotation['category_id']}, which "
-                f"is not in categories (ids {_shorten(sorted(category_ids))}); add the category "
-                "or correct the id"
-            )
-        box = annotation["bbox"]
-        if len(box) != 4 or not all(isinstance(v, Real) and math.isfinite(v) for v in box):
-            raise DatasetError(
-                f"{where} in {str(json_file)!r} has bbox {box}; expected four finite numbers "
-                "[x, y, width, height] in pixels"
-            )
+def check_box(annotation: dict[str, Any], json_file: Path) -> None:
+    """Raise for a box that is not four finite numbers."""
+    box = annotation["bbox"]
+    try:
+        is_box = len(box) == 4 and all(map(math.isfinite, box)) and bool not in map(type, box)
+    except (TypeError, OverflowError):
+        is_box = False
+    if not is_box:
+        raise DatasetError(
+            f"{describe(annotation['id'], annotation['image_id'])} in {str(json_file)!r} has bbox "
+            f"{box}; expected four finite numbers [x, y, width, height] in pixels"
+        )
 
 
-def find_unusable_boxes(content: dict[str, Any], json_file: str | os.PathLike) -> set[int | str]:
-    """Ids of the annotations that training leaves out; the log says which and why.
+def check_categories(
+    first_uses: Mapping[int, str], category_ids: Iterable[int], json_file: Path
+) -> None:
+    """Raise for a category that annotations have and nobody defined.
 
-    Left out are boxes of non-positive size, boxes that do not touch their image, and annotations
-    of images that the json does not list. Boxes that stand out of their image are only reported:
-    the mapper clips them.
+    Args:
+        first_uses: for each category id, the description of an annotation that has it.
+        category_ids: those that the json lists.
     """
-    images = {image["id"]: image for image in content["images"]}
-    orphans, empty, outside, clipped = [], [], [], []
-    for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
-        if image is None:
-            orphans.append(annotation)
-            continue
-        x, y, width, height = annotation["bbox"]
-        if width <= 0 or height <= 0:
-            empty.append(annotation)
-        elif x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-            outside.append(annotation)
-        elif (
-            min(x, y) < -TOLERANCE
-            or x + width > image["width"] + TOLERANCE
-            or y + height > image["height"] + TOLERANCE
-        ):
-            clipped.append(annotation)
-    for problem, annotations in (
-        ("belong to no image of the file; training drops them", orphans),
-        ("have a width or height that is not positive; training drops them", empty),
-        ("lie outside their image; training drops them", outside),
-        ("stand out of their image; training clips them", clipped),
-    ):
-        if annotations:
-            examples = [f"{_describe(a)} (bbox {a['bbox']})" for a in annotations]
+    known = set(category_ids)
+    for category_id, where in first_uses.items():
+        if category_id not in known:
+            raise DatasetError(
+                f"{where} in {str(json_file)!r} has category_id {category_id}, which is not in "
+                f"categories (ids {_shorten(sorted(known))}); add the category or correct the id"
+            )
+
+
+def repeated_id_error(entry_id: int | str, key: str, json_file: Path) -> DatasetError:
+    """The error for an id that two entries of the list `key` have."""
+    return DatasetError(
+        f"id {entry_id!r} stands twice in {key} of {str(json_file)!r}; ids must be unique, number "
+        "them anew"
+    )
+
+
+BOX_PROBLEMS = (
+    "belong to no image of the file; training drops them",
+    "have a width or height that is not positive; training drops them",
+    "lie outside their image; training drops them",
+    "stand out of their image; training clips them",
+)
+NUM_DROPPED = 3
+"""The first of the `BOX_PROBLEMS` cost the box; clipping is the mapper's work."""
+
+
+def classify_boxes(boxes: np.ndarray, image_sizes: np.ndarray) -> np.ndarray:
+    """What is wrong with each box, if anything.
+
+    Args:
+        boxes: (N, 4) float64, [x, y, width, height] in pixels.
+        image_sizes: (N, 2) float64, width and height of each box's image; NaN where the json does
+            not list the image.
+
+    Returns:
+        (N,) indices of `BOX_PROBLEMS`, the first that holds; its length for a sound box.
+    """
+    left_top, size = boxes[:, :2], boxes[:, 2:]
+    right_bottom = left_top + size
+    conditions = [
+        np.isnan(image_sizes).any(1),
+        (size <= 0).any(1),
+        ((left_top >= image_sizes) | (right_bottom <= 0)).any(1),
+        ((left_top < -TOLERANCE) | (right_bottom > image_sizes + TOLERANCE)).any(1),
+    ]
+    return np.select(conditions, range(len(BOX_PROBLEMS)), default=len(BOX_PROBLEMS))
+
+
+def log_box_problems(
+    counts: Sequence[int], examples: Sequence[Sequence[str]], num_boxes: int, json_file: Path
+) -> None:
+    """Warn of the boxes that `classify_boxes` objects to, how many they are and which.
+
+    Args:
+        counts: how many boxes have each of the `BOX_PROBLEMS`.
+        examples: descriptions of the first of them.
+    """
+    for problem, count, described in zip(BOX_PROBLEMS, counts, examples, strict=True):
+        if count:
             logger.warning(
                 "%d of %d boxes in %r %s: %s",
-                len(annotations),
-                len(content["annotations"]),
+                count,
+                num_boxes,
                 str(json_file),
                 problem,
-                _shorten(examples),
+                _shorten(described, count=count),
             )
-    return {annotation["id"] for annotation in (*orphans, *empty, *outside)}
 
 
-def check_images_exist(images: Sequence[dict[str, Any]], image_root: str | os.PathLike) -> None:
+def check_images_exist(images: Iterable[dict[str, Any]], image_root: str | os.PathLike) -> None:
     """Raise a `DatasetError` that counts and names the image files that are not there.
 
     Each folder is listed once instead of asking for every file, which on a network file system
     takes a second instead of many minutes.
 
     Args:
-        images: the `images` of a COCO json.
+        images: dicts with `file_name` and `id`.
         image_root: the folder that their `file_name` starts from.
     """
-    files_in: dict[Path, set[str]] = {}
-    missing = []
+    files_in: dict[str, set[str]] = {}
+    count, num_missing, examples = 0, 0, []
     for image in images:
-        path = Path(image_root, image["file_name"])
-        if path.parent not in files_in:
-            files_in[path.parent] = _list_folder(path.parent)
-        if path.name not in files_in[path.parent]:
-            missing.append(f"{image['file_name']!r} (image id {image['id']})")
-    if missing:
+        count += 1
+        folder, name = os.path.split(image["file_name"])
+        if folder not in files_in:
+            files_in[folder] = _list_folder(Path(image_root, folder))
+        if name not in files_in[folder]:
+            num_missing += 1
+            if num_missing <= MAX_EXAMPLES:
+                examples.append(f"{image['file_name']!r} (image id {image['id']})")
+    if num_missing:
         raise DatasetError(
-            f"{len(missing)} of {len(images)} image files are not in {str(image_root)!r}: "
-            f"{_shorten(missing)}. Restore them, or give the folder that `file_name` in the json "
-            "starts from (dataset.train_images, dataset.val_images)."
+            f"{num_missing} of {count} image files are not in {str(image_root)!r}: "
+            f"{_shorten(examples, count=num_missing)}. Restore them, or give the folder that "
+            "`file_name` in the json starts from (dataset.train_images, dataset.val_images)."
         )
 
 
@@ -226,10 +234,13 @@ def _list_folder(folder: Path) -> set[str]:
         return set()
 
 
-def _describe(annotation: dict[str, Any]) -> str:
-    return f"annotation {annotation['id']} of image {annotation['image_id']}"
+def describe(annotation_id: int | str, image_id: int | str) -> str:
+    """An annotation as messages name it."""
+    return f"annotation {annotation_id} of image {image_id}"
 
 
-def _shorten(items: Sequence[Any], limit: int = MAX_EXAMPLES) -> str:
+def _shorten(items: Sequence[Any], limit: int = MAX_EXAMPLES, count: int | None = None) -> str:
+    """The first `limit` items and the number of others; `count` if `items` are not all of them."""
+    count = len(items) if count is None else count
     shown = ", ".join(str(item) for item in items[:limit])
-    return shown if len(items) <= limit else f"{shown}, and {len(items) - limit} more"
+    return shown if count <= limit else f"{shown}, and {count - limit} more"

@@ -6,20 +6,30 @@ overrides and no Python:
     dataset.train_json=… dataset.train_images=… dataset.val_json=… dataset.val_images=…
 """
 
-import functools
 import hashlib
+import logging
 import os
-from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.detection_utils import check_metadata_consistency
+from torch.utils.data import ConcatDataset, Dataset
 
-from .checks import DatasetError, check_images_exist, find_unusable_boxes, read_coco_json
+from .checks import DatasetError, log_box_problems
+from .coco_dataset import CocoDataset
+from .coco_index import open_index
 
 SPLITS = ("train", "val")
+
+logger = logging.getLogger(__name__)
 
 
 def register_dataset(
@@ -30,8 +40,9 @@ def register_dataset(
 ) -> str:
     """Make a COCO data set known to detectron2's catalogs and return its name.
 
-    Calling it again with the same arguments gives the same name and reads the classes anew if the
-    json has changed. With no path at all it is COCO 2017 where detectron2 expects it:
+    Own data gets an index (`coco_index`) when it is registered for the first time, and is read
+    again once the json has changed. Calling it again with the same arguments gives the same name.
+    With no path at all it is COCO 2017 where detectron2 expects it:
     `$DETECTRON2_DATASETS/coco`, `datasets/coco` if the variable is not set. Other data sets that
     detectron2 knows are used by their name in place of this call, for example
     `dataloader.test.dataset.names=coco_2017_test-dev`.
@@ -50,8 +61,8 @@ def register_dataset(
         become 0 ... K-1 in the order of the ids.
 
     Raises:
-        DatasetError: a path is missing, or (own data) the json fails `read_coco_json` or names
-            an image that is not there.
+        DatasetError: a path is missing, or (own data) the json fails `build_index`'s
+            checks or names an image that is not there.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {list(SPLITS)}")
@@ -71,87 +82,129 @@ def register_dataset(
         )
         _check_paths(split, Path(known.json_file), Path(known.image_root), remedy)
     # Also for detectron2's own name: ours returns the same records, after the checks.
-    DatasetCatalog[name] = functools.partial(load_coco, name, split)
+    DatasetCatalog[name] = _RegisteredCoco(name, split)
     return name
 
 
 def class_names(dataset_name: str) -> list[str]:
     """Names of the classes of a registered data set; the i-th belongs to label i."""
-    if dataset_name not in DatasetCatalog:
-        raise DatasetError(
-            f"unknown data set {dataset_name!r}; register it with register_dataset or detectron2's "
-            "register_coco_instances"
-        )
+    _check_registered(dataset_name)
     if MetadataCatalog.get(dataset_name).get("thing_classes") is None:
         DatasetCatalog.get(dataset_name)  # detectron2's own registration learns them by loading
     return list(MetadataCatalog.get(dataset_name).thing_classes)
 
 
+def get_detection_dataset(
+    names: str | Sequence[str], filter_empty: bool = True
+) -> CocoDataset | ConcatDataset:
+    """The images of one or several data sets, for detectron2's loaders.
+
+    It takes the place of detectron2's `get_detection_dataset_dicts` and gives the same records in
+    the same order, but none is made before it is asked for, and start and memory do not depend on
+    the number of annotations. Data sets that others have registered work too, as lists.
+
+    Args:
+        names: of data sets in detectron2's catalog, all with the same classes.
+        filter_empty: leave out images without an annotation to train on.
+
+    Raises:
+        DatasetError: no name, an unknown one, no image is left, or see `load_coco`.
+        ValueError: the data sets have different classes.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise DatasetError("no data set is named; give dataset.names one name or a list of them")
+    datasets = [_open_dataset(name, filter_empty) for name in names]
+    if len(names) > 1:
+        check_metadata_consistency("thing_classes", names)
+    for name, dataset in zip(names, datasets, strict=True):
+        if not len(dataset):
+            raise DatasetError(f"data set {name!r} holds no image that can be used")
+    return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+
+
 def load_coco(dataset_name: str, split: str) -> list[dict[str, Any]]:
+    """All images of a registered data set at once, as detectron2's catalog gives them.
+
+    Raises:
+        DatasetError: see `open_coco`.
+    """
+    return list(open_coco(dataset_name, split))
+
+
+def open_coco(dataset_name: str, split: str, filter_empty: bool = False) -> CocoDataset:
     """Check a registered data set and give its images in detectron2's standard format.
 
-    Boxes that are no use for training are left out (`find_unusable_boxes` logs them). Annotations
+    Boxes that are no use for training are left out and logged (`checks.BOX_PROBLEMS`). Annotations
     with a true `ignore` are marked `iscrowd`: neither is trained on.
 
-    Returns:
-        One dict per image, in the order of the image ids: file_name, height, width, image_id,
-        annotations (bbox in XYWH pixels, bbox_mode, iscrowd, category_id from 0, and segmentation
-        where the json has a valid one).
+    Args:
+        filter_empty: leave out images without an annotation to train on.
 
     Raises:
         DatasetError: bad json, missing image files, or a train split without a single object.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    json_file, image_root = metadata.json_file, metadata.image_root
-    content = read_coco_json(json_file)
-    names, class_of = _contiguous_classes(content["categories"])
+    json_file, image_root = Path(metadata.json_file), metadata.image_root
+    index = open_index(json_file, Path(image_root))
+    info = index.info
+    names, class_of = _contiguous_classes(info.categories)
     if names != metadata.thing_classes or class_of != metadata.thing_dataset_id_to_contiguous_id:
         raise DatasetError(
-            f"{json_file!r} has {len(names)} categories, which are not the "
+            f"{str(json_file)!r} has {len(names)} categories, which are not the "
             f"{len(metadata.thing_classes)} that {dataset_name!r} stands for. If this is a data "
             "set of your own, give it by dataset.root or dataset.{train,val}_{json,images}."
         )
-    check_images_exist(content["images"], image_root)
-
-    unusable = find_unusable_boxes(content, json_file)
-    annotations_of = defaultdict(list)
-    for annotation in content["annotations"]:
-        if annotation["id"] not in unusable:
-            record = _annotation_record(annotation, class_of)
-            annotations_of[annotation["image_id"]].append(record)
-    if split == "train" and all(a["iscrowd"] for of in annotations_of.values() for a in of):
+    log_box_problems(info.box_problems, info.box_examples, info.num_annotations, json_file)
+    if split == "train" and not any(info.objects_per_class):
         raise DatasetError(
-            f"{json_file!r} has {len(content['annotations'])} annotations, none of which can be "
+            f"{str(json_file)!r} has {info.num_annotations} annotations, none of which can be "
             "trained on (an object with a positive size inside its image, not crowd)"
         )
-    return [
-        {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": annotations_of[image["id"]],
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    ]
+    dataset = CocoDataset(index, image_root, filter_empty)
+    _log_contents(dataset_name, dataset)
+    return dataset
 
 
-def _annotation_record(annotation: dict[str, Any], class_of: dict[int, int]) -> dict[str, Any]:
-    record = {
-        "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "iscrowd": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
-        "category_id": class_of[annotation["category_id"]],
-    }
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):  # uncompressed run lengths
-            segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    elif segmentation:
-        segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-    if segmentation:
-        record["segmentation"] = segmentation
-    return record
+@dataclass(frozen=True)
+class _RegisteredCoco:
+    """What the catalog calls for the images; `get_detection_dataset` knows it by its type."""
+
+    name: str
+    split: str
+
+    def __call__(self) -> list[dict[str, Any]]:
+        return load_coco(self.name, self.split)
+
+
+def _open_dataset(name: str, filter_empty: bool) -> Dataset:
+    _check_registered(name)
+    registered = DatasetCatalog[name]
+    if isinstance(registered, _RegisteredCoco):
+        return open_coco(registered.name, registered.split, filter_empty)
+    records = get_detection_dataset_dicts(name, filter_empty=filter_empty)
+    return records if isinstance(records, Dataset) else DatasetFromList(records, copy=False)
+
+
+def _check_registered(name: str) -> None:
+    if name not in DatasetCatalog:
+        raise DatasetError(
+            f"unknown data set {name!r}; register it with register_dataset or detectron2's "
+            "register_coco_instances"
+        )
+
+
+def _log_contents(name: str, dataset: CocoDataset) -> None:
+    info = dataset.index.info
+    table = zip((label for _, label in info.categories), info.objects_per_class, strict=True)
+    logger.info(
+        "%s: %d of %d images, %d objects to train on: %s",
+        name,
+        len(dataset),
+        info.num_images,
+        sum(info.objects_per_class),
+        ", ".join(f"{label} {count}" for label, count in table),
+    )
 
 
 def _find_paths(
@@ -206,14 +259,13 @@ def _name_of(split: str, json_file: Path, image_root: Path) -> str:
 
 
 def _set_metadata(name: str, json_file: Path, image_root: Path) -> None:
-    status = json_file.stat()
-    names, class_of = _read_classes(json_file, image_root, status.st_mtime_ns, status.st_size)
+    names, class_of = _contiguous_classes(open_index(json_file, image_root).info.categories)
     values = {
         "json_file": str(json_file),
         "image_root": str(image_root),
         "evaluator_type": "coco",
-        "thing_classes": list(names),
-        "thing_dataset_id_to_contiguous_id": dict(class_of),
+        "thing_classes": names,
+        "thing_dataset_id_to_contiguous_id": class_of,
     }
     known = MetadataCatalog.get(name)
     if any(known.get(key, value) != value for key, value in values.items()):
@@ -221,21 +273,7 @@ def _set_metadata(name: str, json_file: Path, image_root: Path) -> None:
     MetadataCatalog.get(name).set(**values)
 
 
-@functools.lru_cache(maxsize=16)
-def _read_classes(
-    json_file: Path, image_root: Path, _mtime_ns: int, _size: int
-) -> tuple[list[str], dict[int, int]]:
-    """Read once per version of the file: loaders, evaluator and model all ask for the classes.
-
-    The images are looked for here as well as in `load_coco`, which runs once a model is built.
-    """
-    content = read_coco_json(json_file)
-    check_images_exist(content["images"], image_root)
-    return _contiguous_classes(content["categories"])
-
-
-def _contiguous_classes(categories: list[dict]) -> tuple[list[str], dict[int, int]]:
+def _contiguous_classes(categories: list[list]) -> tuple[list[str], dict[int, int]]:
     """Class names in the order of their category ids, and the map from category id to class."""
-    in_order = sorted(categories, key=lambda category: category["id"])
-    names = [category["name"] for category in in_order]
-    return names, {category["id"]: label for label, category in enumerate(in_order)}
+    labels = {number: label for label, (number, _) in enumerate(categories)}
+    return [name for _, name in categories], labels

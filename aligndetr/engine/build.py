@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from detectron2.config import instantiate
@@ -70,7 +71,7 @@ def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator]:
     evaluator = instantiate(cfg.dataloader.evaluator)
     if not cfg.train.fast_dev_run.enabled:
         return instantiate(cfg.dataloader.test), evaluator
-    images = list(instantiate(cfg.dataloader.test.dataset))[:FAST_DEV_RUN_IMAGES]
+    images = list(islice(instantiate(cfg.dataloader.test.dataset), FAST_DEV_RUN_IMAGES))
     loader = instantiate({**_arguments(cfg.dataloader.test), "dataset": images})
     image_ids = [image["image_id"] for image in images]
     # inference_on_dataset calls evaluate() without arguments.

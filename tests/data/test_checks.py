@@ -1,25 +1,58 @@
 """Bad data is refused with a message that names the thing, its value and the remedy."""
 
+import json
 import logging
+import math
 
 import pytest
 
 from aligndetr.data.checks import (
+    BOX_PROBLEMS,
     DatasetError,
     check_images_exist,
     check_num_classes,
     check_same_classes,
-    find_unusable_boxes,
-    read_coco_json,
+    log_box_problems,
 )
+from aligndetr.data.coco_index import CocoIndex
+from aligndetr.data.index_build import build_index
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset, write_json
 
 
-def test_real_coco_passes_without_a_word(caplog):
-    json_file = COCO_TINY / "annotations" / "instances_train.json"
-    content = read_coco_json(json_file)
-    assert find_unusable_boxes(content, json_file) == set()
-    check_images_exist(content["images"], COCO_TINY / "train")
+@pytest.fixture
+def check(tmp_path):
+    """Checks a json: the index of a sound one."""
+
+    def build(json_file):
+        build_index(json_file, tmp_path / "index.arrow")
+        return CocoIndex(tmp_path / "index.arrow")
+
+    return build
+
+
+@pytest.fixture
+def find_unusable_boxes(check, tmp_path):
+    """Ids of the annotations that the index of some content leaves out, after logging why."""
+
+    def find(content):
+        # The id stands in the category too: the index keeps no ids of annotations.
+        for annotation in content["annotations"]:
+            annotation["category_id"] = annotation["id"]
+        ids = [annotation["id"] for annotation in content["annotations"]]
+        content["categories"] = [{"id": i, "name": str(i)} for i in ids]
+        info = (index := check(write_json(tmp_path, content))).info
+        log_box_problems(info.box_problems, info.box_examples, info.num_annotations, "x.json")
+        kept = [annotation[2] for row in range(len(index)) for annotation in index.annotations(row)]
+        assert len(kept) == len(set(kept))
+        return set(ids) - set(kept)
+
+    return find
+
+
+def test_real_coco_passes_without_a_word(check, caplog):
+    index = check(COCO_TINY / "annotations" / "instances_train.json")
+    assert index.info.box_problems == [0] * len(BOX_PROBLEMS)
+    check_images_exist(index.images(), COCO_TINY / "train")
     assert caplog.records == []
 
 
@@ -61,19 +94,31 @@ SPOILED = {
 
 
 @pytest.mark.parametrize(("spoil", "expected"), SPOILED.values(), ids=SPOILED)
-def test_bad_json_is_refused(spoil, expected, tmp_path):
+def test_bad_json_is_refused(spoil, expected, check, tmp_path):
     content = make_content()
     spoil(content)
     json_file = write_json(tmp_path, content)
     with pytest.raises(DatasetError) as error:
-        read_coco_json(json_file)
+        check(json_file)
     for part in [*expected, str(json_file)]:
         assert part in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["annotations"]  # nothing half-written
 
 
-def test_missing_json_is_named(tmp_path):
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_an_error_does_not_depend_on_the_order_of_the_lists(spoil, check, tmp_path):
+    content, messages = make_content(), set()
+    spoil[0](content)
+    for keys in (sorted(content), sorted(content, reverse=True)):
+        with pytest.raises(DatasetError) as error:
+            check(write_json(tmp_path, {key: content[key] for key in keys}))
+        messages.add(str(error.value))
+    assert len(messages) == 1
+
+
+def test_missing_json_is_named(check, tmp_path):
     with pytest.raises(DatasetError, match=r"absent\.json' does not exist"):
-        read_coco_json(tmp_path / "absent.json")
+        check(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize(
@@ -85,14 +130,29 @@ def test_missing_json_is_named(tmp_path):
         (b"[" * 100_000, "is not JSON"),
         (b"[1, 2]", "is not a COCO json: it holds a list"),
         (b"null", "it holds a NoneType"),
+        (b'{"images": [], "images": []}', "has 'images' twice"),
+        (json.dumps(make_content()).encode() + b"}", "is not JSON .Extra data: char"),
     ],
-    ids=["cut off", "empty file", "picture", "deeply nested", "list", "null"],
+    ids=["cut off", "empty", "picture", "deeply nested", "list", "null", "list twice", "more"],
 )
-def test_what_is_no_coco_json_is_refused(content, message, tmp_path):
+def test_what_is_no_coco_json_is_refused(content, message, check, tmp_path):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=message):
-        read_coco_json(path)
+        check(path)
+
+
+def test_ids_of_images_are_of_one_type(check, tmp_path):
+    content = make_content()
+    content["images"][0]["id"] = "5"
+    with pytest.raises(DatasetError, match="numbers and texts as ids"):
+        check(write_json(tmp_path, content))
+
+
+def test_what_json_writes_for_a_number_that_is_none_is_read(check, tmp_path):
+    content = make_content()
+    content["annotations"][0]["area"] = math.nan
+    assert check(write_json(tmp_path, content)).info.num_annotations == 3
 
 
 BOXES = {  # in an image of 40 x 20: (box, dropped, word of the message, None if there is none)
@@ -108,10 +168,10 @@ BOXES = {  # in an image of 40 x 20: (box, dropped, word of the message, None if
 
 
 @pytest.mark.parametrize(("box", "is_dropped", "word"), BOXES.values(), ids=BOXES)
-def test_unusable_boxes_are_dropped_and_named(box, is_dropped, word, caplog):
+def test_unusable_boxes_are_dropped_and_named(box, is_dropped, word, find_unusable_boxes, caplog):
     content = make_content()
     content["annotations"][0]["bbox"] = box
-    assert find_unusable_boxes(content, "x.json") == ({11} if is_dropped else set())
+    assert find_unusable_boxes(content) == ({11} if is_dropped else set())
     if word is None:
         assert caplog.records == []
     else:
@@ -121,18 +181,19 @@ def test_unusable_boxes_are_dropped_and_named(box, is_dropped, word, caplog):
             assert part in record.getMessage()
 
 
-def test_annotation_of_an_unlisted_image_is_dropped(caplog):
+@pytest.mark.parametrize("image_id", [99, 0, "2"])
+def test_annotation_of_an_unlisted_image_is_dropped(image_id, find_unusable_boxes, caplog):
     content = make_content()
-    content["annotations"][0]["image_id"] = 99
-    assert find_unusable_boxes(content, "x.json") == {11}
-    assert "annotation 11 of image 99" in caplog.text
+    content["annotations"][0]["image_id"] = image_id
+    assert find_unusable_boxes(content) == {11}
+    assert f"annotation 11 of image {image_id} " in caplog.text
 
 
-def test_a_long_list_is_shortened(caplog):
+def test_a_long_list_is_shortened(find_unusable_boxes, caplog):
     content = make_content()
-    bad = {"image_id": 2, "category_id": 3, "bbox": [1, 1, 0, 0]}
+    bad = {"image_id": 2, "bbox": [1, 1, 0, 0]}
     content["annotations"] = [{"id": i, **bad} for i in range(12)]
-    find_unusable_boxes(content, "x.json")
+    find_unusable_boxes(content)
     assert "12 of 12 boxes" in caplog.text
     assert "and 7 more" in caplog.text
 

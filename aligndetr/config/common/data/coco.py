@@ -6,14 +6,10 @@ and must have `train.output_dir`. With no path set, it is COCO 2017 under $DETEC
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from omegaconf import OmegaConf
 
-from aligndetr.data import DetrDatasetMapper, register_dataset
+from aligndetr.data import DetrDatasetMapper, get_detection_dataset, register_dataset
 from aligndetr.evaluation import COCOEvaluator
 
 dataset = OmegaConf.create(
@@ -30,8 +26,8 @@ dataset = OmegaConf.create(
 )
 
 
-def _dataset_dicts(split, filter_empty):
-    return L(get_detection_dataset_dicts)(
+def _dataset(split, filter_empty):
+    return L(get_detection_dataset)(
         names=L(register_dataset)(
             split=split,
             root="${dataset.root}",
@@ -53,7 +49,7 @@ def _train_resize():
 dataloader = OmegaConf.create()
 
 dataloader.train = L(build_detection_train_loader)(
-    dataset=_dataset_dicts("train", filter_empty=True),
+    dataset=_dataset("train", filter_empty=True),
     mapper=L(DetrDatasetMapper)(
         augmentation=[L(T.RandomFlip)(), _train_resize()],
         augmentation_with_crop=[
@@ -71,7 +67,7 @@ dataloader.train = L(build_detection_train_loader)(
 )
 
 dataloader.test = L(build_detection_test_loader)(
-    dataset=_dataset_dicts("val", filter_empty=False),
+    dataset=_dataset("val", filter_empty=False),
     mapper=L(DetrDatasetMapper)(
         augmentation=[
             L(T.ResizeShortestEdge)(
