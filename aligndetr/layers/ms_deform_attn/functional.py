@@ -11,8 +11,10 @@ from torch import Tensor
 
 from . import cpp_build
 from .cpp import ms_deform_attn_cpp
+from .deterministic import ms_deform_attn_deterministic
 from .embedding_bag import ms_deform_attn_embedding_bag
 from .reference import ms_deform_attn_reference
+from .triton_backend import ms_deform_attn_triton, obstacle_to_triton
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +27,22 @@ class Backend(NamedTuple):
     run: Callable[[Tensor, list[tuple[int, int]], Tensor, Tensor], Tensor]
     # Why it cannot run on a device: a phrase that follows its name. None if it can.
     obstacle: Callable[[torch.device], str | None]
+    # Reads float16 and bfloat16 values as they are, and returns the dtype of the values.
+    takes_half: bool = False
 
 
 def _graph_is_captured() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def _obstacle_to_capture(_: torch.device) -> str | None:
+    return "cannot be compiled, traced or exported" if _graph_is_captured() else None
+
+
 def _obstacle_to_cpu_code(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"runs on the CPU only, the tensors are on {device}"
-    if _graph_is_captured():
-        return "cannot be compiled, traced or exported"
-    return None
+    return _obstacle_to_capture(device)
 
 
 def _obstacle_to_embedding_bag(device: torch.device) -> str | None:
@@ -52,14 +58,17 @@ def _obstacle_to_cpp(device: torch.device) -> str | None:
     return _obstacle_to_cpu_code(device) or cpp_build.obstacle()
 
 
+def _obstacle_to_triton(device: torch.device) -> str | None:
+    return _obstacle_to_capture(device) or obstacle_to_triton(device)
+
+
 BACKENDS = {
     "cpp": Backend(ms_deform_attn_cpp, _obstacle_to_cpp),
+    "deterministic": Backend(ms_deform_attn_deterministic, _obstacle_to_capture),
     "embedding_bag": Backend(ms_deform_attn_embedding_bag, _obstacle_to_embedding_bag),
     "reference": Backend(ms_deform_attn_reference, lambda _: None),
+    "triton": Backend(ms_deform_attn_triton, _obstacle_to_triton, takes_half=True),
 }
-# What "auto" tries, in this order, where nothing is named or that cannot run. Whatever needs a
-# compiler stays out.
-AUTOMATIC = ("embedding_bag", "reference")
 _default_backend = "auto"  # the process's, see `set_default_backend`
 
 
@@ -85,7 +94,8 @@ def multi_scale_deformable_attn(
         backend: "auto" or a name in BACKENDS. "auto" takes what the environment variable
             ALIGNDETR_MS_DEFORM_ATTN names, or else `set_default_backend`; where that cannot
             run or nothing is named, embedding_bag on the CPU if torch has MKL and no graph is
-            being captured, and the reference elsewhere.
+            being captured, and the reference elsewhere; on a GPU, under
+            `torch.use_deterministic_algorithms`, deterministic.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`. Computed in float32, or in float64 if an
@@ -98,11 +108,14 @@ def multi_scale_deformable_attn(
     spatial_shapes = as_shape_list(spatial_shapes)
     if not torch.jit.is_tracing():  # sizes are tensors there, and checks would end in the trace
         _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    implementation = BACKENDS[choose_backend(backend, value.device)].run
+    implementation, _, takes_half = BACKENDS[choose_backend(backend, value.device)]
     tensors = (value, sampling_locations, attention_weights)
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     out = implementation(
-        value.to(dtype), spatial_shapes, sampling_locations.to(dtype), attention_weights.to(dtype)
+        value if takes_half else value.to(dtype),
+        spatial_shapes,
+        sampling_locations.to(dtype),
+        attention_weights.to(dtype),
     )
     return out.to(value.dtype)
 
@@ -164,7 +177,8 @@ def choose_backend(backend: str, device: torch.device) -> str:
 def _first_that_runs(device: torch.device) -> str:
     wanted = os.environ.get(BACKEND_VARIABLE) or _default_backend
     _check_name(wanted)
-    candidates = AUTOMATIC if wanted == "auto" else (wanted, *AUTOMATIC)
+    automatic = _automatic(device)
+    candidates = automatic if wanted == "auto" else (wanted, *automatic)
     obstacles = []
     for name in candidates:
         obstacle = BACKENDS[name].obstacle(device)
@@ -175,6 +189,16 @@ def _first_that_runs(device: torch.device) -> str:
         level = logging.INFO if wanted in ("auto", name) else logging.WARNING
         _announce(level, name, device.type, "; ".join(obstacles))
     return name
+
+
+def _automatic(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries, in this order, where nothing is named or that cannot run.
+
+    Left out is what needs a compiler, and triton, which has not run on a GPU yet.
+    """
+    if device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return ("deterministic", "reference")  # grid_sample's backward pass would raise there
+    return ("embedding_bag", "reference")
 
 
 def _check_name(backend: str) -> None:
