@@ -147,7 +147,8 @@ def _build(library: Path) -> None:
             build_directory=str(folder),
             is_python_module=False,
         )
-        (folder / library.name).replace(library)
+        (built,) = folder.glob("*.so")  # a second try in one process gets a version in its name
+        built.replace(library)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     logger.info("Compiled %s in %.0f s", SOURCE.name, time.monotonic() - start)
