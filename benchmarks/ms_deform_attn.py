@@ -1,17 +1,16 @@
-"""Deformable attention: each implementation side by side with the grid_sample reference.
+"""Deformable attention: every implementation that can run here against the baseline.
 
-python benchmarks/ms_deform_attn.py --sizes encoder decoder demo --repeats 7 --threads 1
+python benchmarks/ms_deform_attn.py --sizes encoder800 decoder --threads 1
 
-First every implementation is compared with the reference in value and gradient, in float64; a
-disagreement ends the run without a time. Then all of them run in turn, `--repeats` times after
-a warm-up, so that whatever else the machine does meets them alike. Each line gives the median
-time and the median, lowest and highest ratio to the reference of the same turn.
+The candidates are the backends of `aligndetr.layers.multi_scale_deformable_attn` and the function
+of transformers, where that is installed. Value and gradients of each are compared with the
+baseline's in float64 first; a disagreement ends the run without a time. Locations lie around
+random centres, which is hard on the caches: in an encoder neighbouring queries read the same cells.
 """
 
-import argparse
-import statistics
 import sys
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without bei
 
 from aligndetr.layers import multi_scale_deformable_attn
 from aligndetr.layers.ms_deform_attn.functional import BACKENDS, choose_backend
+from benchmarks import peers
+from benchmarks.baselines.ms_deform_attn import ms_deform_attn_baseline
+from benchmarks.timing import BASELINE, Report, command_line, interleave
 
 # name: (spatial shapes, batch, queries or None for one per token); 8 heads of 32, 4 points
 SIZES = {
@@ -29,11 +31,12 @@ SIZES = {
     "encoder800": ([(100, 134), (50, 67), (25, 34), (13, 17)], 1, None),  # an 800 x 1066 image
     "demo": ([(32, 32), (16, 16), (8, 8), (4, 4)], 8, None),  # the demo's 256 x 256 tiles
 }
+QUICK_SIZES = ["decoder", "demo"]
 HEADS, HEAD_DIM, POINTS = 8, 32, 4
 
 
 def random_inputs(
-    shapes: list[tuple[int, int]], batch: int, queries: int | None, dtype: torch.dtype, device: str
+    shapes: list[tuple[int, int]], batch: int, queries: int | None, dtype: torch.dtype, device
 ) -> list[Tensor]:
     """Values, locations around a random centre per query, softmax weights."""
     generator = torch.Generator().manual_seed(0)
@@ -48,77 +51,68 @@ def random_inputs(
     return [tensor.to(device) for tensor in (value, centers + offsets, weights)]
 
 
-def run(backend: str, shapes, inputs: list[Tensor], grad_out: Tensor | None) -> list[Tensor]:
+def candidates(device: torch.device) -> dict[str, Callable[..., Tensor]]:
+    """By name, those that can run on `device`."""
+    functions = {BASELINE: ms_deform_attn_baseline}
+    for name in sorted(BACKENDS):
+        try:
+            choose_backend(name, device)
+        except ValueError as refusal:
+            print(f"left out: {refusal}")
+        else:
+            functions[name] = partial(multi_scale_deformable_attn, backend=name)
+    if peers.is_available():
+        functions["transformers"] = peers.transformers_ms_deform_attn
+    return functions
+
+
+def run(function, shapes, inputs: list[Tensor], grad_out: Tensor | None) -> list[Tensor]:
     """Output, and the three gradients where `grad_out` is given."""
-    inputs = [x.detach().requires_grad_(grad_out is not None) for x in inputs]
-    value, locations, weights = inputs
-    out = multi_scale_deformable_attn(value, shapes, locations, weights, backend=backend)
+    value, locations, weights = (x.detach().requires_grad_(grad_out is not None) for x in inputs)
+    out = function(value, shapes, locations, weights)
     if grad_out is None:
         return [out]
-    return [out, *torch.autograd.grad(out, inputs, grad_out)]
+    return [out, *torch.autograd.grad(out, (value, locations, weights), grad_out)]
 
 
-def verify(backends: list[str], device: str) -> None:
-    """Raise AssertionError where an implementation differs from the reference."""
+def verify(functions: dict[str, Callable[..., Tensor]], device: torch.device) -> None:
+    """Raise AssertionError where a candidate differs from the baseline."""
     shapes = [(11, 13), (5, 7), (3, 4), (2, 2)]
     inputs = random_inputs(shapes, 2, 77, torch.float64, device)
     grad_out = torch.randn(2, 77, HEADS * HEAD_DIM, dtype=torch.float64, device=device)
-    truth = run("reference", shapes, inputs, grad_out)
-    for backend in backends:
-        torch.testing.assert_close(run(backend, shapes, inputs, grad_out), truth)
-
-
-def seconds(backend: str, shapes, inputs: list[Tensor], grad_out: Tensor | None) -> float:
-    synchronize = torch.cuda.synchronize if inputs[0].is_cuda else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    run(backend, shapes, inputs, grad_out)
-    synchronize()
-    return time.perf_counter() - start
-
-
-def measure(size: str, backward: bool, backends: list[str], repeats: int, device: str) -> None:
-    shapes, batch, queries = SIZES[size]
-    inputs = random_inputs(shapes, batch, queries, torch.float32, device)
-    locations = inputs[1]
-    grad_out = torch.randn(*locations.shape[:2], HEADS * HEAD_DIM, device=device)
-    turns = [
-        {name: seconds(name, shapes, inputs, grad_out if backward else None) for name in backends}
-        for _ in range(repeats + 1)
-    ][1:]  # the first is the warm-up
-    for name in backends:
-        median = statistics.median(turn[name] for turn in turns)
-        ratios = sorted(turn["reference"] / turn[name] for turn in turns)
-        print(
-            f"{size:11s} {'forward+backward' if backward else 'forward':17s} {name:14s} "
-            f"{median * 1e3:9.1f} ms   {statistics.median(ratios):5.2f}x "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    truth = run(functions[BASELINE], shapes, inputs, grad_out)
+    for name, function in functions.items():
+        torch.testing.assert_close(
+            run(function, shapes, inputs, grad_out), truth, msg=lambda m, n=name: f"{n}: {m}"
         )
+    print(f"{', '.join(functions)}: equal in value and every gradient (float64)")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["encoder", "decoder"])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = command_line(__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=None, help="default: all")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    repeats = min(args.repeats, 3) if args.quick else args.repeats
+    device = torch.device(args.device)
 
-    backends = ["reference"]
-    for name in sorted(set(BACKENDS) - {"reference"}):
-        try:
-            backends.append(choose_backend(name, torch.device(args.device)))
-        except ValueError as refusal:
-            print(f"left out: {refusal}")
-    verify(backends, args.device)
-    print(f"{', '.join(backends)}: equal in value and gradient (float64)")
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads")
-    for size in args.sizes:
-        for backward in (False, True):
-            measure(size, backward, backends, args.repeats, args.device)
+    report = Report(args.threads)
+    functions = candidates(device)
+    verify(functions, device)
+    report.note("backend 'auto'", takes=choose_backend("auto", device))
+    for size in args.sizes or (QUICK_SIZES if args.quick else SIZES):
+        shapes, batch, queries = SIZES[size]
+        inputs = random_inputs(shapes, batch, queries, torch.float32, device)
+        # Dense, as a layer above gives it: a broadcast one, as of `.sum()`, may be read faster.
+        grad_out = torch.randn(*inputs[1].shape[:2], HEADS * HEAD_DIM, device=device)
+        for work, gradient in (("forward", None), ("forward+backward", grad_out)):
+            runs = {
+                name: partial(run, function, shapes, inputs, gradient)
+                for name, function in functions.items()
+            }
+            report.compare(f"{size} {work}", interleave(runs, repeats, args.device))
+    report.save(args.json)
 
 
 if __name__ == "__main__":
