@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | clean
+# make setup | demo | test | lint | gpu-check | clean
 #
 # PYTHON is the interpreter that creates the environment, VENV where it lies:
 #   make setup PYTHON=python3.12 VENV=/path/to/venv
@@ -10,13 +10,14 @@ PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
 DEMO_OUTPUT := output/demo
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint gpu-check clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything, detectron2 included"
 	@echo "make demo    train, evaluate and draw on real aerial images (about ten minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and format"
+	@echo "make gpu-check   check and measure on a GPU (minutes); says so where there is none"
 	@echo "make clean   remove caches and build products; $(VENV), datasets and output stay"
 
 setup: $(VENV)/setup.done
@@ -45,6 +46,10 @@ test: setup
 lint: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+
+# Exit code 2 where there is no GPU.
+gpu-check: setup
+	$(RUN) benchmarks/gpu_check.py
 
 clean:
 	rm -rf build dist aligndetr.egg-info .pytest_cache .ruff_cache .hypothesis
