@@ -3,6 +3,7 @@
 from .box_refinement import refine_boxes
 from .channel_mapper import ChannelMapper
 from .denoising import DenoisingQueries, make_denoising_queries
+from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
 from .postprocess import select_top_predictions
 from .proposals import propose_from_tokens
@@ -11,6 +12,7 @@ __all__ = [
     "ChannelMapper",
     "DenoisingQueries",
     "FeatureLevels",
+    "LevelPositions",
     "encoder_reference_points",
     "make_denoising_queries",
     "padding_masks",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from aligndetr.layers import MLP, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from aligndetr.modeling import (
+    LevelPositions,
     make_denoising_queries,
-    padding_masks,
     refine_boxes,
     select_top_predictions,
 )
@@ -73,6 +73,7 @@ class AlignDETR(nn.Module):
         criterion.check_num_layers(transformer.decoder.num_layers)
         self.backbone = backbone
         self.position_embedding = position_embedding
+        self._level_positions = LevelPositions()
         self.neck = neck
         self.transformer = transformer
         self.criterion = criterion
@@ -194,13 +195,14 @@ class AlignDETR(nn.Module):
     def _features(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level: feature map (B, C, h, w), padding mask (B, h, w), positions (B, C, h, w)."""
         feats = self.neck(self.backbone(images.tensor))
-        masks = padding_masks(
+        masks, positions = self._level_positions(
+            self.position_embedding,
             images.image_sizes,
             images.tensor.shape[-2:],
             [feat.shape[-2:] for feat in feats],
             images.tensor.device,
         )
-        return feats, masks, [self.position_embedding(mask) for mask in masks]
+        return feats, masks, positions
 
     def _predict_layer(self, layer: int, state: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, D + Q, K) and boxes (B, D + Q, 4) of one decoder layer."""

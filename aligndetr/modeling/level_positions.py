@@ -1,0 +1,79 @@
+"""Padding masks and position embeddings of all levels, kept for sizes that come again."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .levels import padding_masks
+
+Size = tuple[int, int]
+
+
+class LevelPositions:
+    """Embeds positions once for each size of images that need no padding.
+
+    Where nothing is padded (evaluation, or images cut to one size) positions depend on the size
+    alone, and their many sines would be computed again for every batch. Padded batches are not
+    kept: their sizes hardly ever come again together.
+
+    Args:
+        capacity: sizes to keep, the last used ones. An 800 x 1333 image holds 23 MB with C = 256.
+    """
+
+    def __init__(self, capacity: int = 4):
+        self.capacity = capacity
+        self._kept: OrderedDict[tuple, tuple[list[Tensor], list[Tensor]]] = OrderedDict()
+
+    def __call__(
+        self,
+        embedding: nn.Module,
+        image_sizes: Sequence[Size],
+        padded_size: Size,
+        map_sizes: Sequence[Size],
+        device: torch.device,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks (B, h, w), True = padding, and positions (B, C, h, w) of each level, to be read.
+
+        Args:
+            embedding: padding mask (B, h, w) to (B, C, h, w). One that learns is asked every time.
+            image_sizes: (h, w) of the B images before padding.
+            padded_size: (h, w) of all of them after it.
+            map_sizes: (h, w) of each level.
+        """
+        padded = any(tuple(size) != tuple(padded_size) for size in image_sizes)
+        if padded or _must_not_be_kept(embedding):
+            return _embed(embedding, image_sizes, padded_size, map_sizes, device)
+        key = (embedding, tuple(padded_size), tuple(map(tuple, map_sizes)), device)
+        if key not in self._kept:
+            # Of one image, for batches of any size; not as tensors of inference mode, which a
+            # later training step could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = _embed(embedding, [padded_size], padded_size, map_sizes, device)
+            if len(self._kept) > self.capacity:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        masks, positions = self._kept[key]
+        batch = len(image_sizes)
+        return (
+            [mask.expand(batch, -1, -1) for mask in masks],
+            [position.expand(batch, -1, -1, -1) for position in positions],
+        )
+
+
+def _must_not_be_kept(embedding: nn.Module) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True  # what a graph computes must not leave it
+    return any(True for _ in embedding.parameters())
+
+
+def _embed(
+    embedding: nn.Module,
+    image_sizes: Sequence[Size],
+    padded_size: Size,
+    map_sizes: Sequence[Size],
+    device: torch.device,
+) -> tuple[list[Tensor], list[Tensor]]:
+    masks = padding_masks(image_sizes, padded_size, map_sizes, device)
+    return masks, [embedding(mask) for mask in masks]
