@@ -189,6 +189,14 @@ def test_annotation_of_an_unlisted_image_is_dropped(image_id, find_unusable_boxe
     assert f"annotation 11 of image {image_id} " in caplog.text
 
 
+@pytest.mark.parametrize("image_id", [-1, -(2**61) - 1, 2**70, True])
+def test_numbers_of_equal_hash_are_different_images(image_id, find_unusable_boxes):
+    content = make_content()
+    content["images"][1]["id"] = -2
+    content["annotations"][0]["image_id"] = image_id
+    assert find_unusable_boxes(content) == {11}
+
+
 def test_a_long_list_is_shortened(find_unusable_boxes, caplog):
     content = make_content()
     bad = {"image_id": 2, "bbox": [1, 1, 0, 0]}

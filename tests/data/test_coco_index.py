@@ -20,6 +20,7 @@ from aligndetr.data import (
     CocoDataset,
     DatasetError,
     coco_index,
+    coco_reading,
     get_detection_dataset,
     index_build,
     register_dataset,
@@ -133,9 +134,9 @@ def test_records_are_those_of_the_whole_json(chunk_bytes, keys, build):
 
 
 def test_blocks_are_bounded(build, monkeypatch):
-    held, write, join = [], index_build._Spill._write, index_build._join_annotations
+    held, write, join = [], coco_reading._Spill._write, index_build._join_annotations
     monkeypatch.setattr(
-        index_build._Spill, "_write", lambda self: held.append(len(self._rows)) or write(self)
+        coco_reading._Spill, "_write", lambda self: held.append(len(self._rows)) or write(self)
     )
     joined = []
     monkeypatch.setattr(
@@ -143,7 +144,7 @@ def test_blocks_are_bounded(build, monkeypatch):
     )
     build(random_content(num_annotations=2000), chunk_bytes=20_000)
     assert sum(held) == 60 + 2000
-    assert max(held) <= 20_000 / index_build._ENTRY_OVERHEAD
+    assert max(held) <= 20_000 / index_build.ENTRY_OVERHEAD
     assert sum(map(len, joined)) == 60
     assert max(len(b"".join(texts)) for texts in joined) < 20_000
 
