@@ -12,9 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without bei
 from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser
 
-from aligndetr.checkpoint import Checkpointer
 from aligndetr.config import apply_overrides, load_config
-from aligndetr.engine import build_model, check_run
+from aligndetr.engine import check_run, load_trained
 from aligndetr.engine.setup import dataset_class_names
 from aligndetr.inference import write_predictions
 
@@ -37,9 +36,7 @@ def main() -> None:
     cfg = apply_overrides(load_config(args.config_file), args.opts)
     check_run(cfg, args)
     names = dataset_class_names(cfg, train=False)
-    model = build_model(cfg)
-    checkpointer = Checkpointer(model, extra={"class_names": names})
-    checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    *_, model = load_trained(cfg).values()  # the averaged weights, where there are any
     output_dir = Path(cfg.train.output_dir)
     records = list(instantiate(cfg.dataloader.test.dataset))
     mapper = instantiate(cfg.dataloader.test.mapper)

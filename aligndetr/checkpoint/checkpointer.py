@@ -99,6 +99,8 @@ class Checkpointer(FvcoreCheckpointer):
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self._load_state(key, checkpoint.pop(key), path)
+            else:
+                logger.warning("%s has no state of %r, which starts anew", path, key)
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any], source: str, strict: bool) -> LoadReport:

@@ -1,14 +1,16 @@
 """Training: the loop, its hooks, its processes, and what is checked before it starts."""
 
 from .build import build_model, build_optimizer, create_ddp_model
+from .ema import ModelEMA
 from .launch import launch
 from .metrics import NonFiniteLossError, NonFiniteStepError
 from .optim import backbone_lr_factor
 from .setup import check_run, setup
-from .train_loop import do_test, do_train
+from .train_loop import do_test, do_train, load_trained
 from .trainer import Trainer
 
 __all__ = [
+    "ModelEMA",
     "NonFiniteLossError",
     "NonFiniteStepError",
     "Trainer",
@@ -20,5 +22,6 @@ __all__ = [
     "do_test",
     "do_train",
     "launch",
+    "load_trained",
     "setup",
 ]

@@ -16,6 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from .ema import ModelEMA
 from .setup import FAST_DEV_RUN_IMAGES
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,12 @@ def build_model(cfg: DictConfig) -> nn.Module:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     logger.info("%s: %d parameters, and %d frozen", type(model).__name__, trained, frozen)
     return model
+
+
+def build_model_ema(cfg: DictConfig, model: nn.Module) -> ModelEMA | None:
+    """Averaged weights as `cfg.train.model_ema` says; None if that is not enabled."""
+    settings = cfg.train.model_ema
+    return ModelEMA(model, settings.decay, settings.device) if settings.enabled else None
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:

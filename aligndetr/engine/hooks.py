@@ -20,6 +20,9 @@ from detectron2.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
+from torch import nn
+
+from .ema import ModelEMA
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,17 @@ class PeriodicCheckpointer(d2_hooks.PeriodicCheckpointer):
         files = Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth")
         earlier = sorted(f for f in files if pattern.fullmatch(f.name))
         self.recent_checkpoints = [str(f) for f in earlier]
+
+
+class EMAUpdater(HookBase):
+    """Updates the averaged weights after each optimizer step."""
+
+    def __init__(self, ema: ModelEMA, model: nn.Module):
+        self._ema = ema
+        self._model = model
+
+    def after_step(self) -> None:
+        self._ema.update(self._model)
 
 
 class MemoryStats(HookBase):
@@ -121,6 +135,7 @@ class ConsolePrinter(CommonMetricPrinter):
     def _latest(storage: EventStorage) -> list[str]:
         formats = {
             "bbox/AP": "AP: {:.2f}",
+            "ema/bbox/AP": "AP of EMA: {:.2f}",
             "grad_norm": "grad_norm: {:.3g}",
             "time": "time: {:.3f} s",
             "data_time": "data: {:.3f} s",

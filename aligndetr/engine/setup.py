@@ -26,7 +26,7 @@ COCO_NUM_CLASSES = 80
 FAST_DEV_RUN = {"max_iter": 20, "eval_period": 10, "log_period": 1}
 FAST_DEV_RUN_IMAGES = 4
 
-NOT_YET = ("train.model_ema.enabled", "train.wandb.enabled")
+NOT_YET = ("train.wandb.enabled",)
 
 
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:

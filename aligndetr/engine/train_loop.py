@@ -11,16 +11,26 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aligndetr.checkpoint import Checkpointer
+from aligndetr.checkpoint import Checkpointer, CheckpointError
 from aligndetr.config import config_to_yaml
 from aligndetr.evaluation import evaluate
 
-from .build import build_evaluation, build_model, build_optimizer, create_ddp_model
-from .hooks import EvalHook, PeriodicCheckpointer, reporting_hooks
+from .build import (
+    build_evaluation,
+    build_model,
+    build_model_ema,
+    build_optimizer,
+    create_ddp_model,
+)
+from .ema import ModelEMA
+from .hooks import EMAUpdater, EvalHook, PeriodicCheckpointer, reporting_hooks
 from .setup import dataset_class_names, has_checkpoints, rank_seed
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+EMA_KEY = "ema_state"
+"""Where a checkpoint holds the averaged weights."""
 
 Results = dict[str, dict[str, float]]
 
@@ -48,14 +58,16 @@ def do_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         clip_grad=cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None,
         log_period=cfg.train.log_period,
     )
+    ema = build_model_ema(cfg, model)
     checkpointer = Checkpointer(
         model,
         cfg.train.output_dir,
         extra={"config": config_to_yaml(cfg), "class_names": dataset_class_names(cfg)},
         trainer=trainer,
+        **({} if ema is None else {EMA_KEY: ema}),
     )
     resume = resume and has_checkpoints(cfg.train.output_dir)
-    trainer.register_hooks(_hooks(cfg, model, checkpointer, resume))
+    trainer.register_hooks(_hooks(cfg, model, ema, checkpointer, resume))
     start_iter = _load(cfg, checkpointer, trainer, resume)
     if start_iter >= cfg.train.max_iter:
         logger.info("Nothing to train: all %d iterations are done", cfg.train.max_iter)
@@ -72,35 +84,89 @@ def do_test(cfg: DictConfig, model: nn.Module | None = None) -> Results:
     """Evaluate on `cfg.dataloader.test`.
 
     Args:
-        model: may be wrapped by DDP; None builds it and loads `cfg.train.init_checkpoint`, which
-            must fit in every tensor.
+        model: may be wrapped by DDP; None loads `cfg.train.init_checkpoint`, see `load_trained`,
+            and with `cfg.train.model_ema.enabled` evaluates its averaged weights as well.
 
     Returns:
-        As `aligndetr.evaluation.evaluate`: {task: {metric: value}}, {} on other ranks.
+        As `aligndetr.evaluation.evaluate`: {task: {metric: value}}, {} on other ranks. Tasks of
+        averaged weights are called "ema/<task>".
     """
-    names = dataset_class_names(cfg, train=False)
     if model is None:
-        model = build_model(cfg)
-        checkpointer = Checkpointer(model, extra={"class_names": names})
-        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
-    elif isinstance(model, DistributedDataParallel):
-        model = model.module
-    return evaluate(model, *build_evaluation(cfg), names)
+        models = load_trained(cfg)
+    else:
+        models = {"": model.module if isinstance(model, DistributedDataParallel) else model}
+    names = dataset_class_names(cfg, train=False)
+    return _evaluate(models, build_evaluation(cfg), names, cfg.train.device)
+
+
+def load_trained(cfg: DictConfig) -> dict[str, nn.Module]:
+    """The models to evaluate, from `cfg.train.init_checkpoint`, which must fit in every tensor.
+
+    Returns:
+        "" for the trained weights, then "ema/" for the averaged ones, as `cfg.train.model_ema`
+        asks for them.
+
+    Raises:
+        CheckpointError: averaged weights are asked for and the file has none.
+    """
+    model = build_model(cfg)
+    checkpointer = Checkpointer(model, extra={"class_names": dataset_class_names(cfg, train=False)})
+    path = cfg.train.init_checkpoint
+    others = checkpointer.load(path, checkpointables=[])
+    ema = build_model_ema(cfg, model)
+    if ema is not None:
+        if EMA_KEY not in others:
+            raise CheckpointError(
+                f"checkpoint {path!r} holds no averaged weights ({EMA_KEY!r}); set "
+                "train.model_ema.enabled=False to evaluate the trained ones"
+            )
+        ema.load_state_dict(others[EMA_KEY])
+    return _models_to_evaluate(cfg, model, ema)
+
+
+def _models_to_evaluate(
+    cfg: DictConfig, model: nn.Module, ema: ModelEMA | None
+) -> dict[str, nn.Module]:
+    if ema is None:
+        return {"": model}
+    if cfg.train.model_ema.use_ema_weights_for_eval_only:
+        return {"ema/": ema.model}
+    return {"": model, "ema/": ema.model}
+
+
+def _evaluate(
+    models: dict[str, nn.Module], evaluation: tuple, names: list[str], device: str
+) -> Results:
+    results = {}
+    for prefix, model in models.items():
+        if prefix:
+            logger.info("Evaluating the averaged weights (EMA)")
+        home = next(model.parameters()).device
+        of_model = evaluate(model.to(device), *evaluation, names)
+        model.to(home)
+        results |= {prefix + task: metrics for task, metrics in of_model.items()}
+    return results
 
 
 def _hooks(
-    cfg: DictConfig, model: nn.Module, checkpointer: Checkpointer, resume: bool
+    cfg: DictConfig,
+    model: nn.Module,
+    ema: ModelEMA | None,
+    checkpointer: Checkpointer,
+    resume: bool,
 ) -> list[HookBase]:
     """In this order: the time is taken first, what others have put to the log is written last."""
     train = cfg.train
     names = dataset_class_names(cfg)
     evaluation = build_evaluation(cfg)  # once, and now: its errors must not wait for hours
     checkpointing = PeriodicCheckpointer(checkpointer, **train.checkpointer)
+    models = _models_to_evaluate(cfg, model, ema)
     return [
         d2_hooks.IterationTimer(),
         d2_hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        *([] if ema is None else [EMAUpdater(ema, model)]),
         *([checkpointing] if comm.is_main_process() else []),
-        EvalHook(train.eval_period, lambda: evaluate(model, *evaluation, names)),
+        EvalHook(train.eval_period, lambda: _evaluate(models, evaluation, names, train.device)),
         *reporting_hooks(
             train.output_dir,
             train.max_iter,

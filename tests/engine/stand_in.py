@@ -110,7 +110,12 @@ def stand_in_config(output_dir, **train):
         "eval_period": 4,
         "log_period": 2,
         "wandb": {"enabled": False},
-        "model_ema": {"enabled": False},
+        "model_ema": {
+            "enabled": False,
+            "decay": 0.5,
+            "device": "",
+            "use_ema_weights_for_eval_only": False,
+        },
         "device": "cpu",
         **train,
     }
