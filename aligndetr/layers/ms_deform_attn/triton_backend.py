@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from .deterministic import deterministic_value_gradient, level_table
 
-MIN_VERSION = (3, 0)  # what torch 2.4 comes with
+# What torch 2.6 comes with. 3.0 and 3.1 interpret these kernels to wrong numbers.
+MIN_VERSION = (3, 2)
 NUM_WARPS = 4
 # Numbers in a block: with 4 warps, 4 for each thread, which it loads at once.
 BLOCK_SIZE = 512
