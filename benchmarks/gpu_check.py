@@ -27,7 +27,7 @@ import torch
 
 from aligndetr.layers.ms_deform_attn.functional import BACKEND_VARIABLE
 from benchmarks.gpu_checks import attention, golden, host, training
-from benchmarks.gpu_checks.common import Check, Skip, with_triton
+from benchmarks.gpu_checks.common import Check, Skip, turn_tf32_off, with_triton
 
 QUICK = {
     "golden evaluation": golden.golden_evaluation,
@@ -102,8 +102,8 @@ def main() -> int:
         return 2
     device = torch.device(args.device)
     os.environ.pop(BACKEND_VARIABLE, None)  # each check says itself what it wants
-    if args.device == "cuda":  # TF32 would cost the golden comparisons three digits
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if args.device == "cuda":
+        turn_tf32_off()
     results = run_all(QUICK if args.quick else QUICK | THOROUGH, device)
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"\n{name}, torch {torch.__version__}, CUDA {torch.version.cuda}")

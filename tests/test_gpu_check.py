@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_checks import golden, host, training
+from benchmarks.gpu_checks import attention, golden, host, training
 from benchmarks.gpu_checks.common import Skip, with_triton
 from tests.builders import golden_tiny_model
 
@@ -122,6 +122,32 @@ def test_counts_the_waits_of_a_module(monkeypatch):
     assert counts == [2, 0]
     assert modes[-1] == "error"
     assert module.forward.__func__ is Waits.forward
+
+
+def test_the_audit_ends_with_the_named_method(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    class Model(torch.nn.Module):
+        def inference(self, x):
+            return x + 1
+
+        def forward(self, x):
+            return self.inference(x), list(modes)
+
+    model = Model()
+    with host.until_called(model, "inference"):
+        assert model(1) == (2, ["default"])
+    assert model(1) == (2, ["default"])
+    assert modes == ["default"]  # no longer watched
+
+
+def test_compulsory_bytes_by_hand():
+    value, out = torch.zeros(2, 10, 3, 4, dtype=torch.float16), 2 * 5 * 12 * 2
+    inputs = [value, torch.zeros(2, 5, 3, 1, 2, 2), torch.zeros(2, 5, 3, 1, 2)]
+    read = 2 * 10 * 12 * 2 + (2 * 5 * 3 * 2) * 3 * 4
+    assert attention.compulsory_bytes(inputs, None) == read + out
+    assert attention.compulsory_bytes(inputs, torch.zeros(1)) == 3 * read + 2 * out
 
 
 def test_triton_in_a_model_needs_a_gpu():

@@ -2,9 +2,9 @@
 
 import functools
 import statistics
-from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu_checks.common import Skip, attention, refusal, runs
 from benchmarks.timing import interleave
@@ -49,7 +49,13 @@ def triton_against_reference(device: torch.device) -> str:
 
 
 def attention_benchmark(device: torch.device) -> str:
-    """Each implementation against the reference in float32, in turn, median of five."""
+    """Each implementation against the reference in float32, in turn, median of five.
+
+    The last column is to be held against the memory's bandwidth: what has to be read and
+    written at least, in that time. Wrong numbers are not timed.
+    """
+    if device.type == "cuda" and runs("triton", device):
+        triton_against_reference(device)
     shapes = [(100, 134), (50, 67), (25, 34), (13, 17)]  # an 800 x 1066 image
     if device.type != "cuda":
         shapes = [(h // 8, w // 8) for h, w in shapes]
@@ -65,13 +71,17 @@ def attention_benchmark(device: torch.device) -> str:
                 ratio = seconds["reference fp32"] / median
                 fastest = max(fastest, ratio)
                 part = "forward + backward" if backward else "forward"
-                print(f"{name} {part:18} {candidate:19} {median * 1e3:8.2f} ms {ratio:6.2f}x")
+                rate = compulsory_bytes(*work[candidate].args[2:]) / median / 1e9
+                print(
+                    f"{name} {part:18} {candidate:19} {median * 1e3:8.2f} ms {ratio:6.2f}x "
+                    f"{rate:7.1f} GB/s"
+                )
     return f"the best is {fastest:.1f}x the reference; all lines above"
 
 
 def attention_candidates(
     device: torch.device, shapes: list[tuple[int, int]], queries: int, backward: bool
-) -> dict[str, Callable[[], object]]:
+) -> dict[str, functools.partial]:
     """What to time: 2 images, 8 heads of 32, 4 points around each query's own place."""
     generator = torch.Generator().manual_seed(0)
     samples = (2, queries, 8, len(shapes), 4)
@@ -92,3 +102,11 @@ def attention_candidates(
             grad = grad_out.to(device, dtype) if backward else None
             work[f"{backend} {name}"] = functools.partial(attention, backend, shapes, inputs, grad)
     return work
+
+
+def compulsory_bytes(inputs: list[Tensor], grad_out: Tensor | None) -> int:
+    """Inputs and output; with gradients, the inputs again, the output's and the inputs'."""
+    value, locations, _ = inputs
+    inside = sum(x.nbytes for x in inputs)
+    out = locations.shape[:2].numel() * value.shape[2:].numel() * value.element_size()
+    return inside + out if grad_out is None else 3 * inside + 2 * out

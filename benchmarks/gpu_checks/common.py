@@ -17,6 +17,11 @@ class Skip(Exception):
     """This machine lacks what the check is about; the message says what."""
 
 
+def turn_tf32_off() -> None:
+    """In this process; it would cost comparisons three digits."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 def with_triton(check: Check) -> Check:
     """`check` with Triton as the model's deformable attention."""
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from aligndetr.engine.launch import launch
-from benchmarks.gpu_checks.common import Skip, train
+from benchmarks.gpu_checks.common import Skip, train, turn_tf32_off
 from tests.builders import golden_tiny_batch, golden_tiny_model, random_batch
 
 
@@ -69,6 +69,7 @@ def four_images() -> list[dict]:
 
 
 def ddp_rank(device_type: str, folder: str) -> None:
+    turn_tf32_off()
     rank = torch.distributed.get_rank()
     on_gpu = device_type == "cuda"
     model = golden_tiny_model(dn_number=0).to(f"cuda:{rank}" if on_gpu else "cpu").train()
