@@ -1,6 +1,7 @@
 """Small models and batches for tests, and access to the golden numbers."""
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -65,12 +66,16 @@ def tiny_backbone() -> ResNet:
 
 
 def tiny_model(
-    embed_dim: int = 32, num_queries: int = 20, dn_number: int = 10, **overrides
+    embed_dim: int = 32,
+    num_queries: int = 20,
+    dn_number: int = 10,
+    num_heads: int = 4,
+    **overrides,
 ) -> AlignDETR:
     """The golden tiny model: 2 encoder and 3 decoder layers, 5 classes (golden README)."""
     layers = {
         "embed_dim": embed_dim,
-        "num_heads": 4,
+        "num_heads": num_heads,
         "feedforward_dim": 64,
         "attn_dropout": 0.0,
         "ffn_dropout": 0.0,
@@ -99,7 +104,7 @@ def tiny_model(
             out_channels=embed_dim,
             num_outs=4,
             kernel_size=1,
-            norm_layer=nn.GroupNorm(8, embed_dim),
+            norm_layer=nn.GroupNorm(math.gcd(8, embed_dim), embed_dim),
         ),
         "transformer": Transformer(
             encoder=TransformerEncoder(**layers, num_layers=2),

@@ -46,7 +46,8 @@ class AlignDETRCriterion(TwoStageCriterion):
         Args:
             dn_metas: None, or "dn_num" G (groups), "single_padding" P (queries per group, the
                 positives of an image first), and "output_known_lbs_bboxes": "pred_logits"
-                (B, G * P, K), "pred_boxes" (B, G * P, 4) and "aux_outputs", a list of such.
+                (B, G * P, K), "pred_boxes" (B, G * P, 4) and, optional, "aux_outputs", a list of
+                such.
             targets: as `BaseCriterion.forward`.
             aux_num: number of auxiliary layers.
             num_boxes: objects per process; the sums are divided by `num_boxes` * G.
@@ -68,7 +69,7 @@ class AlignDETRCriterion(TwoStageCriterion):
         indices = _denoising_indices(targets, num_groups, group_size)
         normaliser = num_boxes * max(num_groups, 1)
         layers = [("_dn", aux_num + 1, outputs)]
-        for i, aux in enumerate(outputs["aux_outputs"][:aux_num]):
+        for i, aux in enumerate(outputs.get("aux_outputs", [])[:aux_num]):
             layers.append((f"_dn_{i}", i + 1, aux))
         return [
             self.prediction_set(

@@ -130,6 +130,8 @@ class BaseCriterion(nn.Module):
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        if isinstance(num_boxes, Tensor):
+            num_boxes = num_boxes.reshape(())  # every loss is 0-d
         return PredictionSet(
             logits, boxes, targets, num_boxes, layer, name, suffix, indices=indices
         )

@@ -1,6 +1,6 @@
 """Mixed matching: several queries per object in early layers, IA-BCE and rank weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -81,6 +81,11 @@ class ManyToOneCriterion(BaseCriterion):
         layer = super().prediction_set(*args, **kwargs)
         if layer.indices is not None:
             return layer
+        if not 0 <= layer.layer < len(self.match_num):
+            raise ValueError(
+                f"there is no layer {layer.layer}: `match_num` (={self.match_num}) knows 0, the "
+                f"encoder, to {len(self.match_num) - 1}, the last decoder layer"
+            )
         return replace(layer, num_candidates=self.match_num[layer.layer])
 
     def classification_sums(
@@ -126,11 +131,11 @@ class ManyToOneCriterion(BaseCriterion):
 
 
 def _positive_ints(match_num: Sequence[int]) -> list[int]:
-    numbers = list(match_num)
+    numbers = list(match_num) if isinstance(match_num, Iterable) else []
     if not numbers or any(type(n) is not int or n < 1 for n in numbers):
         raise ValueError(
-            f"`match_num` (={numbers}) must be a list of positive integers: queries per object for "
-            "the encoder's proposals, then for each decoder layer. Edit "
+            f"`match_num` (={match_num}) must be a list of positive integers: queries per object "
+            "for the encoder's proposals, then for each decoder layer. Edit "
             "`model.criterion.match_num` in the config."
         )
     return numbers

@@ -15,7 +15,7 @@ class PositionEmbeddingSine(nn.Module):
     """Embedding of each cell's row and column, counted over the cells that are not padding.
 
     Args:
-        num_pos_feats: features F per axis, even; the embedding has 2 F channels.
+        num_pos_feats: features F per axis; the embedding has 2 F channels.
         temperature: see the top of this file.
         scale: the largest normalised coordinate. Read only with `normalize`.
         eps: keeps the division finite where a row or column is all padding.
@@ -34,7 +34,6 @@ class PositionEmbeddingSine(nn.Module):
         normalize: bool = False,
     ):
         super().__init__()
-        _require_even(num_pos_feats)
         self.num_pos_feats = num_pos_feats
         self.temperature = temperature
         self.scale = scale
@@ -73,7 +72,7 @@ def get_sine_pos_embed(
 
     Args:
         pos_tensor: (..., n), n coordinates in [0, 1]: (x, y), or (cx, cy, w, h).
-        num_pos_feats: features F per coordinate, even.
+        num_pos_feats: features F per coordinate.
         temperature: see the top of this file.
         exchange_xy: put the features of the second coordinate before those of the first:
             y before x, as `PositionEmbeddingSine` has them. Needs n >= 2.
@@ -81,7 +80,6 @@ def get_sine_pos_embed(
     Returns:
         (..., n * F), float32 or the dtype of `pos_tensor` if that is wider.
     """
-    _require_even(num_pos_feats)
     if exchange_xy:
         x, y, *others = pos_tensor.split(1, dim=-1)
         pos_tensor = torch.cat([y, x, *others], dim=-1)
@@ -94,12 +92,7 @@ def _sine_embedding(coordinates: Tensor, num_feats: int, temperature: float) -> 
     exponent = torch.arange(num_feats, dtype=torch.float32, device=coordinates.device)
     exponent = 2 * torch.div(exponent, 2, rounding_mode="floor") / num_feats
     phase = coordinates[..., None] / temperature**exponent
-    waves = torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1)
-    return waves.flatten(-3)
-
-
-def _require_even(num_pos_feats: int) -> None:
-    if num_pos_feats % 2:
-        raise ValueError(
-            f"`num_pos_feats` must be even, half sines and half cosines; got {num_pos_feats}"
-        )
+    waves = torch.empty_like(phase)
+    waves[..., 0::2] = phase[..., 0::2].sin()
+    waves[..., 1::2] = phase[..., 1::2].cos()
+    return waves.flatten(-2)

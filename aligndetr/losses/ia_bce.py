@@ -56,12 +56,13 @@ def IA_BCE_loss(
     logits = src_logits.to(torch.promote_types(src_logits.dtype, torch.float32))
     matched = logits[pos_idx_c]
     quality = match_quality(matched, src_boxes, target_boxes, alpha)
-    if isinstance(w_prime, Tensor):
+    if isinstance(w_prime, Tensor) and w_prime.dim() > 0:
         rank_weight = w_prime.to(quality)[get_local_rank(quality, indices)]
     else:
         rank_weight = w_prime
     positives = positive_loss(matched, quality * rank_weight).sum()
-    return (positives + negative_loss(logits, pos_idx_c, gamma)) / avg_factor, rank_weight
+    loss = (positives + negative_loss(logits, pos_idx_c, gamma)) / avg_factor
+    return loss.reshape(()), rank_weight
 
 
 @torch.no_grad()  # else the model could lower the quality of a prediction to lower its loss

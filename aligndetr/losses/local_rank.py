@@ -15,13 +15,13 @@ def get_local_rank(quality: Tensor, indices: list[tuple[Tensor, Tensor]]) -> Ten
 
     Args:
         quality: (N,), one score per matched prediction, images one after another.
-        indices: per image (query_idx, gt_idx), int64, of equal length; together N entries.
+        indices: per image (query_idx, gt_idx), integers, of equal length; together N entries.
 
     Returns:
         (N,) int64 on the device of `quality`: 0 for the best of each bag. Equal qualities keep
         the order in which they came.
     """
-    bags = [gt_idx + i * _OBJECTS_PER_IMAGE for i, (_, gt_idx) in enumerate(indices)]
+    bags = [gt_idx.long() + i * _OBJECTS_PER_IMAGE for i, (_, gt_idx) in enumerate(indices)]
     bag = torch.cat(bags).to(quality.device) if bags else quality.new_empty(0, dtype=torch.long)
     assert bag.shape == quality.shape, (bag.shape, quality.shape)
 

@@ -124,6 +124,8 @@ class MixedMatcher(nn.Module):
             num_classes = request.outputs["pred_logits"].shape[-1]
             pairs += assign(images, num_classes, request.gt_copy, request.name)
 
+        if not pairs:  # a batch of no images
+            return [[] for _ in requests]
         flat = torch.from_numpy(np.concatenate([index for pair in pairs for index in pair]))
         split = iter(flat.to(device).split([len(index) for pair in pairs for index in pair]))
         return [[(next(split), next(split)) for _ in r.targets] for r in requests]

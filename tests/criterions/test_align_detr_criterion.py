@@ -435,6 +435,18 @@ def test_nan_is_reported_where_it_began():
     assert e.value.batch_index == 1
 
 
+@pytest.mark.parametrize("layer_spec", [-1, len(MATCH_NUM)])
+def test_a_layer_that_match_num_does_not_know(layer_spec):
+    outputs, targets, _ = random_step()
+    with pytest.raises(ValueError, match=rf"no layer {layer_spec}: `match_num`"):
+        make_criterion().get_loss(outputs, targets, 3.0, layer_spec)
+
+
+def test_one_number_for_match_num():
+    with pytest.raises(ValueError, match=r"`match_num` \(=3\) must be a list"):
+        make_criterion(match_num=3)
+
+
 # Without auxiliary losses, and the simpler criterions
 
 

@@ -63,8 +63,11 @@ def test_any_leading_dimensions():
     assert get_sine_pos_embed(torch.rand(0, 4), num_pos_feats=10).shape == (0, 40)
 
 
-def test_odd_feature_counts_are_refused():
-    with pytest.raises(ValueError, match="must be even.*got 7"):
-        PositionEmbeddingSine(num_pos_feats=7)
-    with pytest.raises(ValueError, match="must be even.*got 7"):
-        get_sine_pos_embed(torch.rand(3, 2), num_pos_feats=7)
+def test_an_odd_number_of_features_ends_with_a_sine():
+    x = torch.rand(3, 2, dtype=torch.float64)
+    odd = get_sine_pos_embed(x, num_pos_feats=5, exchange_xy=False).view(3, 2, 5)
+    for i in range(5):
+        phase = x * 2 * math.pi / 10000 ** (2 * (i // 2) / 5)
+        expected = phase.cos() if i % 2 else phase.sin()
+        torch.testing.assert_close(odd[..., i], expected, rtol=1e-6, atol=1e-6)
+    assert PositionEmbeddingSine(5)(torch.zeros(1, 2, 3, dtype=torch.bool)).shape == (1, 10, 2, 3)

@@ -135,3 +135,13 @@ def test_gradient_of_the_negatives(gamma):
     expected = -(p**gamma) * torch.nn.functional.logsigmoid(-logits.detach())
     expected[position] = 0
     torch.testing.assert_close(negative_loss(logits, position, gamma), expected.sum())
+
+
+def test_one_weight_for_all_ranks_and_an_average_factor_may_be_tensors():
+    logits = torch.tensor([[[0.3, -0.2]]])
+    position = tuple(torch.tensor([0]) for _ in range(3))
+    arguments = (logits, position, BOX[None], BOX[None], ONE_PAIR)
+    loss, _ = IA_BCE_loss(*arguments, torch.tensor([3.0]), 0.25, 2.0, torch.tensor(0.5))
+    expected, _ = IA_BCE_loss(*arguments, 3.0, 0.25, 2.0, 0.5)
+    assert loss.shape == ()
+    torch.testing.assert_close(loss, expected)

@@ -62,3 +62,8 @@ def test_rank_counts_the_better_candidates_of_the_same_object(batch):
         for i, (gt, q) in enumerate(image)
     ]
     assert rank.tolist() == expected
+
+
+def test_any_integer_dtype():
+    indices = [(torch.tensor([0, 1]), torch.tensor([0, 0], dtype=torch.int32))]
+    assert get_local_rank(torch.tensor([0.1, 0.9]), indices).tolist() == [1, 0]

@@ -69,6 +69,11 @@ def test_each_object_gets_k_distinct_queries(num_objects, num_queries, gt_copy, 
         assert gt_idx.bincount().tolist() == [copies] * num_objects
 
 
+def test_a_batch_of_no_images():
+    outputs, targets = random_case([])
+    assert make_matcher()(outputs, targets) == []
+
+
 @pytest.mark.parametrize("gt_copy", [1, 2, 3])
 def test_an_image_is_matched_alone_or_in_a_batch(gt_copy):
     outputs, targets = random_case([12, 0, 4, 40, 3])

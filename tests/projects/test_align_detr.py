@@ -172,3 +172,40 @@ def model_arguments(model):
     names = ("backbone", "position_embedding", "neck", "transformer", "embed_dim")
     names += ("num_classes", "num_queries", "criterion")
     return {name: getattr(model, name) for name in names}
+
+
+def test_trains_the_last_layer_alone():
+    torch.manual_seed(0)
+    model = tiny_model(aux_loss=False)
+    losses = train_step(model, random_batch([(64, 80)] * 2, [2, 3]))
+    names = {"loss_class", "loss_bbox", "loss_giou"}
+    last = {name + suffix for name in names for suffix in ("", "_enc", "_dn")}
+    assert losses.keys() == last
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(("embed_dim", "heads"), [(24, 3), (30, 3), (40, 4)])
+def test_any_even_embed_dim_that_the_heads_divide(embed_dim, heads):
+    model = tiny_model(embed_dim, num_heads=heads)
+    losses = train_step(model, random_batch([(64, 80)] * 2, [2, 1]))
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 3}, r"model\.num_classes` \(=3\) must equal `model\.criterion"),
+        ({"embed_dim": 64}, r"model\.embed_dim` \(=64\) must equal `model\.transformer"),
+    ],
+)
+def test_sizes_that_must_agree(change, message):
+    parts = {name: getattr(tiny_model(), name) for name in ("transformer", "criterion", "neck")}
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**parts, **change)
+
+
+def test_a_class_that_the_model_does_not_have():
+    batch = random_batch([(64, 80)] * 2, [2, 1])
+    batch[1]["instances"].gt_classes[0] = 5
+    with pytest.raises(ValueError, match=r"class 5, but the model has 5.*model\.num_classes"):
+        tiny_model().train()(batch)

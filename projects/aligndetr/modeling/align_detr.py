@@ -70,6 +70,12 @@ class AlignDETR(nn.Module):
                 f"`two_stage_num_proposals` (={transformer.two_stage_num_proposals}); write "
                 '`two_stage_num_proposals="${..num_queries}"` in the config.'
             )
+        for name, here, there, value in (
+            ("embed_dim", embed_dim, "model.transformer", transformer.embed_dim),
+            ("num_classes", num_classes, "model.criterion", criterion.num_classes),
+        ):
+            if here != value:
+                raise ValueError(f"`model.{name}` (={here}) must equal `{there}.{name}` (={value})")
         criterion.check_num_layers(transformer.decoder.num_layers)
         self.backbone = backbone
         self.position_embedding = position_embedding
@@ -228,9 +234,10 @@ class AlignDETR(nn.Module):
 
     def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
         """Instances with `gt_boxes` (xyxy in pixels) and `gt_classes`, on any device, to "labels"
-        (n,) and "boxes" (n, 4) on the model's."""
+        (n,) and "boxes" (n, 4) on the model's. A class the model does not have is a ValueError."""
         prepared = []
         for instances in targets:
+            self._check_classes(instances.gt_classes)
             height, width = instances.image_size
             boxes = instances.gt_boxes.tensor
             boxes = box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height]))
@@ -240,6 +247,17 @@ class AlignDETR(nn.Module):
                 {name: value.to(self.device, non_blocking=True) for name, value in target.items()}
             )
         return prepared
+
+    def _check_classes(self, classes: Tensor) -> None:
+        # Only where reading them is free; from a GPU the matcher reads them, with its costs.
+        if classes.device.type == "cpu" and len(classes):
+            low, high = classes.min().item(), classes.max().item()
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"an object has class {low if low < 0 else high}, but the model has "
+                    f"{self.num_classes}; classes must be in [0, {self.num_classes}). Set "
+                    "`model.num_classes` to the number of categories in the data."
+                )
 
     def prepare_for_cdn(
         self,
