@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
@@ -110,6 +110,12 @@ def test_pixels_and_boxes_go_through_the_same_transforms(seed, tmp_path):
     extent = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     # Two resizes blur the border, and the second enlarges the first one's blur.
     torch.testing.assert_close(extent.float(), torch.stack([x0, y0, x1, y1]), atol=2.5, rtol=0)
+
+
+def test_boxes_of_whole_numbers_are_not_truncated(entry):
+    # detectron2 transforms a list of ints as ints: it would give (2, 1, 12, 7).
+    boxes = map_boxes(entry, [T.Resize((15, 50))], [[2, 2, 8, 8]])
+    torch.testing.assert_close(boxes, torch.tensor([[2.5, 1.5, 12.5, 7.5]]))
 
 
 def test_each_list_is_taken_for_half_of_the_images(entry):
@@ -266,3 +272,38 @@ def test_other_size_than_the_json_says_names_both(entry):
 def test_unknown_format_is_refused():
     with pytest.raises(ValueError, match="unknown img_format 'RBG'"):
         DetrDatasetMapper([], None, img_format="RBG")
+
+
+@pytest.mark.parametrize("mask_on", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_samples_are_detectron2s(seed, mask_on, train_records):
+    _, augmentation = reference_augmentations()
+    boxes = [
+        annotation(
+            [10.3, 40.7, 120.1, 99.9], 3, segmentation=[[10.3, 40.7, 130.4, 41.0, 50, 140.6]]
+        ),
+        {**annotation([3.0, 4.0, 300.0, 200.0], 5), "bbox_mode": BoxMode.XYXY_ABS},
+        annotation([11, 12, 13, 14], 7, iscrowd=1),
+    ]
+    boxes[1]["segmentation"] = [[3, 4, 300, 4, 300, 200, 3, 200]]
+    augmentation = [*augmentation[:2], augmentation[3]]  # polygons are cropped with shapely
+    theirs_mapper = DatasetMapper(
+        True, augmentations=augmentation, image_format="RGB", use_instance_mask=mask_on
+    )
+    ours_mapper = DetrDatasetMapper(augmentation, None, mask_on=mask_on)
+    for record in train_records:
+        record = {**record, "annotations": boxes}
+        np.random.seed(seed)
+        theirs = theirs_mapper(record)
+        np.random.seed(seed)
+        ours = ours_mapper(record)
+        assert torch.equal(ours["image"], theirs["image"])
+        assert len(ours["instances"]) == 2
+        for field, value in theirs["instances"].get_fields().items():
+            mine = ours["instances"].get(field)
+            if field == "gt_masks":
+                for a, b in zip(mine.polygons, value.polygons, strict=True):
+                    np.testing.assert_array_equal(a, b)
+            else:
+                tensors = (x.tensor if field == "gt_boxes" else x for x in (mine, value))
+                assert torch.equal(*tensors)
