@@ -51,8 +51,9 @@ class PositionEmbeddingSine(nn.Module):
             (B, 2 F, H, W) float32: F channels for y, then F for x.
         """
         valid = ~mask
-        y = valid.cumsum(1, dtype=torch.float32)
-        x = valid.cumsum(2, dtype=torch.float32)
+        # Counted in integers: on a GPU a sum of floats along an axis is not deterministic.
+        y = valid.cumsum(1, dtype=torch.int32).float()
+        x = valid.cumsum(2, dtype=torch.int32).float()
         if self.normalize:
             y = (y + self.offset) / (y[:, -1:, :] + self.eps) * self.scale
             x = (x + self.offset) / (x[:, :, -1:] + self.eps) * self.scale
