@@ -6,8 +6,8 @@ step, and an augmentation that asks for no more than its size is not given a cop
 The pixels are those of detectron2, bit by bit: the same calls of Pillow, in the same order.
 
 What then remains is decoding and, above all, Pillow's resizing. `fast_resize` does the latter by
-torch, whose weights have fewer bits: some values differ by 1 or rarely 2 of 255, of COCO's images
-in training 0.1 to 0.4 %, of an image that is halved a fifth.
+torch, whose weights have fewer bits: some values differ by 1 or rarely 2 of 255, 0.1 to 0.4 % of
+them as COCO's images are enlarged for training, up to a fifth where an image is shrunk.
 """
 
 import os
