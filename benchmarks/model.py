@@ -61,9 +61,11 @@ def random_batch(sizes: list[tuple[int, int]], num_classes: int, objects: int = 
     return batch
 
 
-def load_config(path: Path, device: str) -> DictConfig:
+def load_config(path: Path, device: str, num_queries: int | None = None) -> DictConfig:
     cfg = LazyConfig.load(str(path))
     cfg.train.device = device
+    if num_queries is not None:
+        cfg.model.num_queries = num_queries
     return cfg
 
 
@@ -100,8 +102,7 @@ def verify(config: Path) -> None:
 
     In float64, on two small images of which one is padded.
     """
-    cfg = load_config(config, "cpu")
-    cfg.model.num_queries = 100  # fewer than there are tokens: they have to be chosen
+    cfg = load_config(config, "cpu", num_queries=100)  # fewer than tokens: they have to be chosen
     batch = random_batch([(128, 160), (96, 128)], cfg.model.num_classes, objects=3)
     verify_model(build_model(cfg), batch)
 
@@ -147,10 +148,10 @@ def train_step(name: str, model: nn.Module, cfg: DictConfig, batch: list[dict]) 
         optimizer = build_optimizer(cfg, model)
         clip = cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None
         trainer = Trainer(model, [batch] * 10_000, optimizer, clip_grad=clip, log_period=10_000)
+        trainer.iter, trainer.max_iter = 0, 10_000
 
         def library_step() -> None:
-            with EventStorage(trainer.iter if hasattr(trainer, "iter") else 0) as trainer.storage:
-                trainer.iter = trainer.storage.iter
+            with EventStorage():
                 trainer.run_step()
 
         return library_step
@@ -167,14 +168,16 @@ def train_step(name: str, model: nn.Module, cfg: DictConfig, batch: list[dict]) 
     return plain_step
 
 
-def two_steps(name: str, config: Path, sizes: list[tuple[int, int]], device: str, threads: int):
-    """For a process of its own: what a training run holds once the optimizer has its state."""
+def run_steps(
+    name: str, count: int, num_queries: int, sizes: list[tuple[int, int]], device: str, threads: int
+) -> None:
+    """For a process of its own, to see what it holds; from the second step on AdamW's state too."""
     torch.set_num_threads(threads)
-    cfg = load_config(config, device)
+    cfg = load_config(R50, device, num_queries)
     batch = random_batch(sizes, cfg.model.num_classes)
     step = train_step(name, build_candidate(name, cfg), cfg, batch)
-    step()
-    step()
+    for _ in range(count):
+        step()
 
 
 def matrix_rate(device: str, size: int = 2048) -> float:
@@ -228,8 +231,9 @@ def _attend(function: Callable, shapes, inputs: list[Tensor], backward: bool) ->
         out.backward(torch.ones_like(out).contiguous())
 
 
-def measure_eval(report: Report, size: tuple[int, int], repeats: int, device: str) -> None:
-    cfg = load_config(R50, device)
+def measure_eval(report: Report, quick: bool, repeats: int, device: str) -> None:
+    size, num_queries = ((320, 426), 300) if quick else ((800, 1066), 900)
+    cfg = load_config(R50, device, num_queries)
     batch = random_batch([size], cfg.model.num_classes)
     models = {name: build_candidate(name, cfg).eval() for name in candidate_names(True)}
     for model in models.values():
@@ -254,8 +258,9 @@ def measure_eval(report: Report, size: tuple[int, int], repeats: int, device: st
     )
 
 
-def measure_train(report: Report, sizes: list[tuple[int, int]], repeats: int, device: str) -> None:
-    cfg = load_config(R50, device)
+def measure_train(report: Report, quick: bool, repeats: int, device: str) -> None:
+    sizes, num_queries = ([(128, 128)] * 2, 300) if quick else ([(640, 640)] * 2, 900)
+    cfg = load_config(R50, device, num_queries)
     batch = random_batch(sizes, cfg.model.num_classes)
     names = candidate_names(True)
     steps = {name: train_step(name, build_candidate(name, cfg), cfg, batch) for name in names}
@@ -263,17 +268,18 @@ def measure_train(report: Report, sizes: list[tuple[int, int]], repeats: int, de
     work = f"training step, {len(sizes)} x {sizes[0][0]} x {sizes[0][1]}"
     report.compare(work, seconds)
     if PEER in seconds:
-        note_fairness(report, "model, training (without denoising there)", seconds)
+        note_fairness(report, "model, training (denoising here only)", seconds)
         report.compare(work, {name: seconds[name] for name in (PEER, OURS)}, against=PEER)
     del steps
-    arguments = (R50, sizes, device, torch.get_num_threads())
-    peaks = {name: peak_memory(two_steps, name, *arguments) for name in names}
+    arguments = (1 if quick else 2, num_queries, sizes, device, torch.get_num_threads())
+    peaks = {name: peak_memory(run_steps, name, *arguments) for name in names}
     for name, peak in peaks.items():
         ratio = peak / peaks[BASELINE]
         report.note(f"peak memory, {name}", gib=peak / 2**30, of_baseline=ratio)
 
 
-def measure_demo(report: Report, sizes: list[tuple[int, int]], repeats: int, device: str) -> None:
+def measure_demo(report: Report, quick: bool, repeats: int, device: str) -> None:
+    sizes = [(128, 128)] * 4 if quick else [(256, 256)] * 8
     cfg = load_config(DEMO, device)
     batch = random_batch(sizes, cfg.model.num_classes, objects=13)
     steps = {
@@ -302,13 +308,9 @@ def main() -> None:
     print("aligndetr, baseline: equal detections, losses and gradients (float64)")
     if peers.is_available():
         compare_attention(report, 320 if args.quick else 800, repeats, args.device)
-    if "eval" in args.parts:
-        measure_eval(report, (320, 426) if args.quick else (800, 1066), repeats, args.device)
-    if "train" in args.parts:
-        measure_train(report, [(256, 256) if args.quick else (640, 640)] * 2, repeats, args.device)
-    if "demo" in args.parts:
-        sizes = [(128, 128)] * 4 if args.quick else [(256, 256)] * 8
-        measure_demo(report, sizes, repeats, args.device)
+    measures = {"eval": measure_eval, "train": measure_train, "demo": measure_demo}
+    for part in args.parts:
+        measures[part](report, args.quick, repeats, args.device)
     report.save(args.json)
 
 

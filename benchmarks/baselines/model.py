@@ -227,7 +227,8 @@ class BaselineAlignDETR(nn.Module):
 
 
 def _feed_forward(ffn: nn.Module, x: Tensor) -> Tensor:
-    return x + ffn.layers(x)
+    first, second = ffn.layers[0][0], ffn.layers[1]
+    return x + second(first(x).relu_())
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
