@@ -275,10 +275,13 @@ class _Spill:
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Those of an Arrow file, mapped and not read; none if there is no such file."""
+    """Those of an Arrow file, one in memory at a time; none if there is no such file.
+
+    Not mapped: each page of a mapped file that has been read counts as memory of the process.
+    """
     if not path.exists():
         return
-    with pa.memory_map(str(path)) as file:
+    with pa.OSFile(str(path)) as file:
         reader = pa.ipc.open_file(file)
         for i in range(reader.num_record_batches):
             yield reader.get_batch(i)
