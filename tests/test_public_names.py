@@ -27,6 +27,8 @@ SAVED = [
     "aligndetr.layers.PositionEmbeddingSine",
     "aligndetr.layers.TransformerLayerSequence",
     "aligndetr.data.DetrDatasetMapper",
+    "aligndetr.data.build_detection_test_loader",
+    "aligndetr.data.build_detection_train_loader",
     "aligndetr.data.get_detection_dataset",
     "aligndetr.data.register_dataset",
     "aligndetr.engine.backbone_lr_factor",

@@ -40,6 +40,8 @@ CLASS_HOMES = (
 FUNCTIONS = (
     "aligndetr.data.datasets.get_detection_dataset",
     "aligndetr.data.datasets.register_dataset",
+    "aligndetr.data.loaders.build_detection_test_loader",
+    "aligndetr.data.loaders.build_detection_train_loader",
     "aligndetr.engine.optim.backbone_lr_factor",
     "detectron2.data.build.build_detection_test_loader",
     "detectron2.data.build.build_detection_train_loader",

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
+from aligndetr.config import check_targets
 from aligndetr.data import DatasetError
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset
 
@@ -17,7 +18,7 @@ CONFIG = Path(__file__).parents[2] / "aligndetr" / "config" / "common" / "data" 
 def config(tmp_path):
     """The file as `base.py` includes it, on the tiny data set, in small and in this process."""
     config = LazyConfig.load(str(CONFIG))
-    config.train = {"output_dir": str(tmp_path)}
+    config.train = {"output_dir": str(tmp_path), "device": "cpu"}
     config.dataset.root = str(COCO_TINY)
     config.dataset.train_short_edges = [96, 128]
     config.dataset.test_short_edge = 128
@@ -105,3 +106,45 @@ def test_errors_in_a_worker_keep_their_type_and_message(config, tmp_path):
     config.dataloader.train.num_workers = 1
     with pytest.raises(DatasetError, match="cannot be read"):
         next(iter(instantiate(config.dataloader.train)))
+
+
+def test_workers_of_the_test_loader_are_kept_between_evaluations(config):
+    config.dataloader.test.num_workers = 1
+    loader = instantiate(config.dataloader.test)
+    (first,) = list(loader)
+    workers = [worker.pid for worker in loader._iterator._workers]
+    (second,) = list(loader)
+    assert [worker.pid for worker in loader._iterator._workers] == workers
+    assert torch.equal(first[0]["image"], second[0]["image"])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_are_pinned_for_a_gpu_only(split, config):
+    for device, pinned in (("cpu", False), ("cuda", True), ("cuda:1", True)):
+        config.train.device = device
+        loader = instantiate(config.dataloader[split])
+        while not hasattr(loader, "pin_memory"):  # detectron2 wraps it
+            loader = loader.dataset
+        assert loader.pin_memory is pinned
+
+
+def test_prefetching_is_ignored_without_workers(config):
+    for split in ("train", "test"):
+        config.dataloader[split].prefetch_factor = 3
+        next(iter(instantiate(config.dataloader[split])))
+
+
+def test_loaders_of_detectron2_can_still_be_named(config, tmp_path):
+    config = reload(config, tmp_path)
+    for split in ("train", "test"):
+        node = config.dataloader[split]
+        node._target_ = f"detectron2.data.build_detection_{split}_loader"
+        del node.device
+        check_targets(OmegaConf.to_container(node, resolve=True))
+        next(iter(instantiate(node)))
+
+
+def test_old_argument_that_opens_another_door_is_refused(config):
+    # detectron2's builders take `cfg`, and with it all arguments from there.
+    with pytest.raises(TypeError, match="cfg"):
+        instantiate({**config.dataloader.train, "cfg": 1})

@@ -1,15 +1,21 @@
 """Loaders and evaluator for a COCO data set, with the reference's augmentations and batch size.
 
 `dataset` says which images and how large; a config that imports `dataloader` must import it too,
-and must have `train.output_dir`. With no path set, it is COCO 2017 under $DETECTRON2_DATASETS.
+and must have `train.output_dir` and `train.device`. With no path set, it is COCO 2017 under
+$DETECTRON2_DATASETS.
 """
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from omegaconf import OmegaConf
 
-from aligndetr.data import DetrDatasetMapper, get_detection_dataset, register_dataset
+from aligndetr.data import (
+    DetrDatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset,
+    register_dataset,
+)
 from aligndetr.evaluation import COCOEvaluator
 
 dataset = OmegaConf.create(
@@ -64,6 +70,7 @@ dataloader.train = L(build_detection_train_loader)(
     ),
     total_batch_size=16,
     num_workers=16,
+    device="${train.device}",
 )
 
 dataloader.test = L(build_detection_test_loader)(
@@ -80,6 +87,7 @@ dataloader.test = L(build_detection_test_loader)(
         img_format="RGB",
     ),
     num_workers=4,
+    device="${train.device}",
 )
 
 dataloader.evaluator = L(COCOEvaluator)(
