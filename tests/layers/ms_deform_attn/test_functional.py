@@ -148,6 +148,16 @@ def test_takes_the_same_side_where_the_slope_jumps(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("x", [-0.125, 0.125, 0.875, 1.125])
+@pytest.mark.parametrize("y", [-0.25, 0.25, 0.75, 1.25])
+def test_takes_the_same_side_on_the_rim(backend, x, y):
+    # Powers of two, so exact: a cell outside the map, or on the centre of its first or last.
+    value, locations, weights = random_inputs([(2, 4)], batch=1, queries=1, heads=1, points=1)
+    locations = torch.tensor([x, y], dtype=torch.float64).expand(locations.shape)
+    assert_equals_reference(backend, [(2, 4)], [value, locations, weights])
+
+
+@pytest.mark.parametrize("backend", FAST)
 def test_takes_gradients_and_inputs_of_any_layout(backend):
     inputs = random_inputs()
     assert_equals_reference(
