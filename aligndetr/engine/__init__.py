@@ -3,7 +3,7 @@
 from .build import build_model, build_optimizer, create_ddp_model
 from .ema import ModelEMA
 from .launch import launch
-from .metrics import NonFiniteLossError, NonFiniteStepError
+from .metrics import NonFiniteGradientError, NonFiniteLossError, NonFiniteStepError
 from .optim import backbone_lr_factor
 from .setup import check_run, setup
 from .train_loop import do_test, do_train, load_trained
@@ -11,6 +11,7 @@ from .trainer import Trainer
 
 __all__ = [
     "ModelEMA",
+    "NonFiniteGradientError",
     "NonFiniteLossError",
     "NonFiniteStepError",
     "Trainer",

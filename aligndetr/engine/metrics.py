@@ -11,6 +11,8 @@ from torch import Tensor
 from aligndetr.utils import is_dist_avail_and_initialized
 from aligndetr.utils.errors import NonFinitePredictionError
 
+_UNTOUCHED = "the weights are those of the iteration before and no checkpoint was written."
+
 
 def describe_batch(batch: list[dict]) -> str:
     """The images of a batch for an error message: ids and file names."""
@@ -23,18 +25,51 @@ class NonFiniteLossError(FloatingPointError):
 
     @classmethod
     def from_all_ranks(
-        cls, iteration: int, losses: Mapping[str, Tensor], batch: list[dict]
+        cls,
+        iteration: int,
+        losses: Mapping[str, Tensor],
+        batch: list[dict],
+        failure: NonFinitePredictionError | None = None,
     ) -> "NonFiniteLossError":
-        """Collect what the ranks concerned saw. A collective: every rank must call it."""
-        values = {name: loss.item() for name, loss in losses.items()}
+        """Collect what the ranks concerned saw. A collective: every rank must call it.
+
+        Args:
+            failure: what this rank has instead of losses.
+        """
         report = None
-        if not sum(losses.values()).isfinite():
+        if failure is not None:
+            report = f"rank {comm.get_rank()}: {failure}"
+        elif not sum(losses.values()).isfinite():
+            values = {name: loss.item() for name, loss in losses.items()}
             report = f"rank {comm.get_rank()}: {values} on {describe_batch(batch)}"
         lines = [line for line in comm.all_gather(report) if line is not None]
         return cls(
-            f"the loss became NaN or infinite at iteration {iteration}; the weights are those of "
-            "the iteration before and no checkpoint was written. Look at the images below, or "
-            "lower `optimizer.lr`, or switch `train.amp.enabled` off.\n" + "\n".join(lines)
+            f"the loss became NaN or infinite at iteration {iteration}; {_UNTOUCHED} Look at the "
+            "images below, or lower `optimizer.lr`, or switch `train.amp.enabled` off.\n"
+            + "\n".join(lines)
+        )
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """The losses were finite but a gradient was not; the optimizer did not step."""
+
+    @classmethod
+    def from_all_ranks(
+        cls, iteration: int, losses: Mapping[str, Tensor], batch: list[dict], names: list[str]
+    ) -> "NonFiniteGradientError":
+        """Collect what the ranks saw. A collective: every rank must call it.
+
+        Args:
+            names: of the parameters concerned.
+        """
+        values = {name: loss.item() for name, loss in losses.items()}
+        lines = comm.all_gather(f"rank {comm.get_rank()}: {values} on {describe_batch(batch)}")
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return cls(
+            f"at iteration {iteration} the losses are finite, but the gradients of "
+            f"{', '.join(names[:3])}{more} are NaN, infinite or too large for a norm; "
+            f"{_UNTOUCHED} Lower `optimizer.lr`, or look for an operation whose derivative is "
+            "infinite (torch.autograd.set_detect_anomaly finds it).\n" + "\n".join(lines)
         )
 
 
@@ -60,27 +95,15 @@ class NonFiniteStepError(NonFinitePredictionError):
         )
 
 
-class WatchedLoss:
-    """Is this loss finite on every rank? Asked now, answered without making the device wait.
+def finite_on_all_ranks(loss: Tensor) -> Tensor:
+    """Whether a 0-d loss is finite on every rank: 0-d bool on its device, not waited for.
 
-    Args:
-        loss: 0-d. A collective when processes run together: every rank must construct one.
+    A collective when processes run together: every rank must call it.
     """
-
-    def __init__(self, loss: Tensor):
-        finite = loss.detach().isfinite().float()
-        if is_dist_avail_and_initialized():
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        self._copied = None
-        self._finite = finite.to("cpu", non_blocking=True)  # lands in pinned memory
-        if finite.is_cuda:
-            self._copied = torch.cuda.current_stream(finite.device).record_event()
-
-    def finite_on_all_ranks(self) -> bool:
-        """The answer; waits for the forward pass, not for what was queued after it."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return bool(self._finite)
+    finite = loss.detach().isfinite().float()
+    if is_dist_avail_and_initialized():
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return finite.bool()
 
 
 class LossLog:

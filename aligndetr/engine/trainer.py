@@ -1,10 +1,11 @@
 """One training step, and the numbers it leaves behind.
 
 detectron2's SimpleTrainer with four differences: autocast, gradient clipping, losses that leave
-the device once per log period, and non-finite losses that stop every rank before the weights
-are touched.
+the device once per log period, and losses or gradients that are not finite stop every rank
+before the weights are touched.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from aligndetr.utils.errors import NonFinitePredictionError
 
-from .metrics import LossLog, NonFiniteLossError, NonFiniteStepError, WatchedLoss
+from .metrics import (
+    LossLog,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFiniteStepError,
+    finite_on_all_ranks,
+)
 
 
 class Trainer(SimpleTrainer):
@@ -57,22 +64,21 @@ class Trainer(SimpleTrainer):
     def run_step(self) -> None:
         """Forward, backward, clip, step.
 
+        Each error is raised with the weights as they were before the step.
+
         Raises:
-            NonFiniteLossError: on every rank, with the weights as they were before the step.
-            NonFiniteStepError: the model found predictions that are not finite; likewise, but on
-                the rank concerned alone, and the launcher ends the others.
+            NonFiniteLossError: on every rank. (Also where another rank has a NonFiniteStepError.)
+            NonFiniteGradientError: on every rank.
+            NonFiniteStepError: the model found predictions that are not finite.
         """
         assert self.model.training, "the model was left in eval mode"
         batch, data_time = self._next_batch()
-        losses = self._forward(batch)
+        losses, finite = self._forward(batch)
         total = sum(losses.values())
-        watched = WatchedLoss(total)
         self.optimizer.zero_grad(set_to_none=True)
         self.grad_scaler.scale(total).backward()
         self.after_backward()
-        # Asked only now: the device was computing gradients while the answer came to the host.
-        if not watched.finite_on_all_ranks():
-            raise NonFiniteLossError.from_all_ranks(self.iter, losses, batch)
+        self._require_finite(losses, finite, batch)
         grad_norm = self._clip_gradients()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -83,20 +89,60 @@ class Trainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         return batch, time.perf_counter() - start
 
-    def _forward(self, batch: list[dict]) -> dict[str, Tensor]:
+    def _forward(self, batch: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses, and whether their sum is finite on all ranks, 0-d bool on the device."""
+        losses, failure = {}, None
         try:
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp):
-                return self.model(batch)
+                losses = self.model(batch)
         except NonFinitePredictionError as error:
-            raise NonFiniteStepError(error, self.iter, batch) from error
+            failure = NonFiniteStepError(error, self.iter, batch)
+            failure.__cause__ = error
+        alone = comm.get_world_size() == 1
+        if alone and failure is not None:
+            raise failure
+        total = sum(losses.values()) if failure is None else torch.tensor(torch.nan)
+        finite = finite_on_all_ranks(total.to(self.device))
+        # Several ranks ask before backward: one without losses could not join its all-reduce, and
+        # the others would wait there for ever. The matcher has waited for the device just before.
+        if not alone and not finite:
+            error = NonFiniteLossError.from_all_ranks(self.iter, losses, batch, failure)
+            raise failure or error
+        return losses, finite
+
+    def _require_finite(
+        self, losses: dict[str, Tensor], loss_is_finite: Tensor, batch: list[dict]
+    ) -> None:
+        """Raise on all ranks unless losses and gradients are finite; one wait for the device.
+
+        DDP has left the same gradients on all ranks, so each finds the same without asking.
+        """
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self._stepped_parameters()]))
+        # float16 gradients overflow now and then: the scaler then leaves the step out.
+        gradients_are_finite = norms.isfinite().all() | self.grad_scaler.is_enabled()
+        if loss_is_finite & gradients_are_finite:
+            return
+        if not loss_is_finite:
+            raise NonFiniteLossError.from_all_ranks(self.iter, losses, batch)
+        name_of = {p: name.removeprefix("module.") for name, p in self.model.named_parameters()}
+        names = [
+            name_of.get(p, "a parameter outside the model")
+            for p, norm in zip(self._stepped_parameters(), norms.tolist())
+            if not math.isfinite(norm)
+        ]
+        raise NonFiniteGradientError.from_all_ranks(self.iter, losses, batch, names)
+
+    def _stepped_parameters(self) -> list[nn.Parameter]:
+        """Those that the optimizer is about to change."""
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _clip_gradients(self) -> dict[str, Tensor]:
         """Bring the gradients to at most `max_norm`; their norm before that, for the log."""
         if self.clip_grad is None:
             return {}
         self.grad_scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return {"grad_norm": clip_grad_norm_(parameters, **self.clip_grad)}
+        return {"grad_norm": clip_grad_norm_(self._stepped_parameters(), **self.clip_grad)}
 
     def _log(self, scalars: Mapping[str, Tensor], data_time: float) -> None:
         self.loss_log.add(self.iter, scalars, data_time)

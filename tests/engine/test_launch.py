@@ -14,12 +14,14 @@ from torch.multiprocessing import ProcessRaisedException
 from aligndetr.checkpoint import read_checkpoint
 from aligndetr.engine import (
     NonFiniteLossError,
+    NonFiniteStepError,
     Trainer,
     create_ddp_model,
     do_train,
     launch,
     setup,
 )
+from aligndetr.utils.errors import NonFinitePredictionError
 from tests.engine.stand_in import Images, StandIn, arguments, stand_in_config
 
 
@@ -48,11 +50,29 @@ def diverge(folder):
     Path(folder, f"rank{comm.get_rank()}").write_text(str(caught.value))
 
 
+class NaNPrediction(StandIn):
+    def forward(self, batch):
+        if batch[0]["image_id"] == 5:  # rank 1, second batch
+            raise NonFinitePredictionError("encoder proposals", 1)
+        return super().forward(batch)
+
+
+def predict_nan(folder):
+    """Train until rank 1 has predictions that are not finite; leave the error of each rank."""
+    model = create_ddp_model(NaNPrediction())
+    trainer = Trainer(model, Images(4), torch.optim.SGD(model.parameters(), lr=0.1))
+    expected = (NonFiniteLossError, NonFiniteStepError)[comm.get_rank()]
+    with pytest.raises(expected) as caught:
+        trainer.train(0, 4)
+    Path(folder, f"prediction_of_rank{comm.get_rank()}").write_text(str(caught.value))
+
+
 def all_that_needs_two_processes(folder):
     assert dist.get_backend() == "gloo"
     assert comm.get_local_rank() == comm.get_rank()
     train(f"{folder}/two", world_size=2)
     diverge(folder)
+    predict_nan(folder)
     if comm.get_rank() == 1:
         raise RuntimeError("rank 1 has had enough")
     comm.synchronize()  # rank 0 would wait here for ever
@@ -97,6 +117,14 @@ def test_non_finite_loss_on_one_rank_stops_all_before_the_step(launched):
     assert "rank 1" in messages[0]
     assert "rank 0" not in messages[0]
     assert "5 (5.png)" in messages[0]
+
+
+def test_nan_predictions_of_one_rank_stop_all_before_backward(launched):
+    other, own = ((launched[0] / f"prediction_of_rank{rank}").read_text() for rank in (0, 1))
+    for part in ("encoder proposals", "iteration 1", "7 (7.png)"):
+        assert part in own
+        assert part in other
+    assert "rank 1: encoder proposals" in other
 
 
 def test_error_of_one_process_ends_the_others(launched):

@@ -9,7 +9,12 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from aligndetr.engine import NonFiniteLossError, NonFiniteStepError, Trainer
+from aligndetr.engine import (
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFiniteStepError,
+    Trainer,
+)
 from aligndetr.engine.metrics import LossLog
 from aligndetr.utils.errors import NonFinitePredictionError
 from tests.engine.stand_in import Images, StandIn
@@ -105,6 +110,32 @@ def test_infinite_loss_stops_too():
 
     with pytest.raises(NonFiniteLossError, match="iteration 0"):
         train(Infinite())
+
+
+class NaNGradient(StandIn):
+    """Its losses are fine; from the third batch on, the derivative of sqrt at 0 is infinite."""
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        if batch[0]["image_id"] >= 4:
+            losses["loss_abs"] = losses["loss_abs"] + (0 * self.head.weight).sum().sqrt()
+        return losses
+
+
+@pytest.mark.parametrize("clip_grad", [None, {"max_norm": 0.1}], ids=["free", "clipped"])
+def test_nan_gradient_of_a_finite_loss_stops_before_the_step(clip_grad):
+    model, seen = NaNGradient(), []
+    model.register_forward_pre_hook(
+        lambda *_: seen.append(nn.utils.parameters_to_vector(model.parameters()).clone())
+    )
+    with pytest.raises(NonFiniteGradientError) as caught:
+        train(model, clip_grad=clip_grad)
+    message = str(caught.value)
+    for part in ("iteration 2", "losses are finite", "gradients of head.weight are", "4 (4.png)"):
+        assert part in message, message
+    assert len(seen) == 3
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), seen[2])
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_non_finite_prediction_gets_iteration_and_images():
