@@ -1,6 +1,11 @@
-"""Learning rates that depend on the name of a parameter."""
+"""Hyperparameters of the optimizer: by the name of a parameter, and when a run is resumed."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+
+from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
 
 
 def backbone_lr_factor(factor: float) -> Callable[[str], float]:
@@ -27,3 +32,29 @@ def backbone_lr_factor(factor: float) -> Callable[[str], float]:
         return factor if "backbone" in parameter_name else 1.0
 
     return lr_factor
+
+
+def with_hyperparameters_of(optimizer: Optimizer, state: Mapping) -> dict:
+    """The state of another optimizer, with this one's learning rates, weight decay and the like.
+
+    A resumed run so follows its config, not the checkpoint; what differs is logged.
+
+    Args:
+        optimizer: as the config builds it, no scheduler has changed it yet.
+        state: `state_dict()` of one with the same parameter groups.
+
+    Returns:
+        To be given to `optimizer.load_state_dict`, which refuses other parameter groups.
+    """
+    changes, groups = [], []
+    for ours, saved in zip(optimizer.param_groups, state["param_groups"]):
+        # `lr` is what the schedule last made of `initial_lr`, from which it goes on.
+        ours = {"initial_lr": ours["lr"], **ours, "params": saved["params"]}
+        for name in ours.keys() & saved.keys() - {"lr"}:
+            if ours[name] != saved[name]:
+                changes.append(f"{name.removeprefix('initial_')} {saved[name]} -> {ours[name]}")
+        groups.append({**saved, **ours})
+    if changes:
+        logger.warning("The config changes the checkpoint's %s", ", ".join(sorted(set(changes))))
+    complete = len(groups) == len(state["param_groups"])
+    return {**state, "param_groups": groups if complete else state["param_groups"]}

@@ -25,6 +25,7 @@ from .metrics import (
     NonFiniteStepError,
     finite_on_all_ranks,
 )
+from .optim import with_hyperparameters_of
 
 
 class Trainer(SimpleTrainer):
@@ -155,7 +156,11 @@ class Trainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping) -> None:
-        """Take up the state of `state_dict()`; switching `amp` on or off between is allowed."""
-        super().load_state_dict(state_dict)
+        """Take up the state of `state_dict()`; switching `amp` on or off between is allowed.
+
+        The optimizer keeps its own hyperparameters, see `with_hyperparameters_of`.
+        """
+        optimizer_state = with_hyperparameters_of(self.optimizer, state_dict["optimizer"])
+        super().load_state_dict({**state_dict, "optimizer": optimizer_state})
         if scaler_state := state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(scaler_state)

@@ -81,6 +81,28 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(finished, tmp_path):
     torch.testing.assert_close(resumed.head.weight, whole.head.weight, atol=0.01, rtol=0)
 
 
+def test_resumed_run_follows_the_hyperparameters_of_its_config(tmp_path, caplog):
+    train(tmp_path, max_iter=6)
+    caplog.clear()
+    cfg = stand_in_config(tmp_path)
+    cfg.optimizer.update(lr=0.5, weight_decay=0.25, betas=[0.8, 0.999])
+    setup(cfg, arguments(resume=True))
+    do_train(cfg, resume=True)
+    logged = [line for line in metrics(tmp_path) if "total_loss" in line]
+    # The backbone's half of it, after the schedule's drop to a tenth.
+    assert (logged[-1]["iteration"], logged[-1]["lr"]) == (7, pytest.approx(0.025))
+    groups = read_checkpoint(str(tmp_path / "model_final.pth"))["trainer"]["optimizer"][
+        "param_groups"
+    ]
+    assert {g["initial_lr"] for g in groups} == {0.25, 0.5}
+    assert {(g["weight_decay"], tuple(g["betas"])) for g in groups} == {(0.25, (0.8, 0.999))}
+    for change in ("lr 0.01 -> 0.5", "lr 0.005 -> 0.25", "weight_decay 0.01 -> 0.25", "betas (0.9"):
+        assert change in caplog.text
+    caplog.clear()
+    train(tmp_path, resume=True, max_iter=9)
+    assert "lr 0.5 -> 0.01" in caplog.text
+
+
 def test_resuming_a_finished_run_trains_nothing(tmp_path):
     model = train(tmp_path)
     again = train(tmp_path, resume=True)
