@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,19 +128,35 @@ class Checkpointer(FvcoreCheckpointer):
             )
 
     def get_checkpoint_file(self) -> str:
-        """Path of the newest checkpoint in `save_dir`.
+        """Path of the newest checkpoint in `save_dir`: of those with a number, if no
+        `last_checkpoint` names it.
 
         Raises:
-            FileNotFoundError: `last_checkpoint` is not there, or names a file that is not.
+            FileNotFoundError: there is none, or `last_checkpoint` names a file that is not there.
         """
         tag = Path(self.save_dir) / "last_checkpoint"
-        path = tag.with_name(tag.read_text(encoding="utf-8").strip())
-        if not path.is_file():
+        if not tag.exists():
+            return self._newest_numbered()
+        name = tag.read_text(encoding="utf-8").strip()
+        path = tag.parent / name
+        if Path(name).name != name or not path.is_file():
             raise FileNotFoundError(
-                f"{str(tag)!r} names {path.name!r}, which is not there. Write the name of another "
-                "checkpoint of that folder into it."
+                f"{str(tag)!r} names {name!r}, which is no file beside it. Write the name of "
+                "another checkpoint of that folder into it."
             )
         return str(path)
+
+    def _newest_numbered(self) -> str:
+        folder = Path(self.save_dir)
+        numbered = [p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", p.stem)]
+        if not numbered:
+            raise FileNotFoundError(
+                f"{str(folder)!r} has neither `last_checkpoint` nor a model_NUMBER.pth. Write the "
+                "name of the checkpoint to go on from into a file `last_checkpoint` there."
+            )
+        newest = max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
+        logger.warning("%s has no `last_checkpoint`; taking %s", folder, newest.name)
+        return str(newest)
 
 
 def _write_atomically(path: Path, write) -> None:

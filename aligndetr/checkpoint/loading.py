@@ -71,8 +71,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
             and those the file lacks, keep their initial value, and the report says so.
 
     Raises:
-        CheckpointError: strict and not complete; nothing corresponds; or a shape differs beyond
-            its first dimension. The model is untouched then.
+        CheckpointError: strict and not complete; nothing corresponds; a shape differs beyond its
+            first dimension; or a weight is NaN or infinite. The model is untouched then.
     """
     state = _without_ddp_prefix(checkpoint["model"])
     if checkpoint.get("matching_heuristics"):
@@ -84,6 +84,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
             "Every tensor must fit here; give the checkpoint of this model and its config."
         )
     _refuse_other_architecture(report, source)
+    _require_finite(report, state, source)
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     # A backbone of the model zoo never fills a detector, which is no cause for alarm.
     expected = report.complete or checkpoint.get("matching_heuristics")
@@ -122,6 +123,15 @@ def _refuse_other_architecture(report: LoadReport, source: str) -> None:
             f"{in_file} in the file and {in_model} here ({len(other)} such tensors). Only the "
             "number of classes may differ; use the config that the checkpoint was trained with."
         )
+
+
+def _require_finite(report: LoadReport, state: Mapping[str, Tensor], source: str) -> None:
+    for name in report.loaded:
+        if state[name].is_floating_point() and not state[name].isfinite().all():
+            raise CheckpointError(
+                f"checkpoint {source!r}: weight {name!r} has values that are NaN or infinite, so "
+                "the model cannot predict anything. Take an earlier checkpoint."
+            )
 
 
 def _part(name: str) -> str:

@@ -112,3 +112,24 @@ def test_file_is_readable_by_torch_load_of_weights_only(tmp_path):
 
 def test_no_path_loads_nothing():
     assert Checkpointer(nn.Linear(2, 3)).load("") == {}
+
+
+def test_without_last_checkpoint_the_highest_number_is_taken(tmp_path, caplog):
+    checkpointer = Checkpointer(nn.Linear(2, 3), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="name of the checkpoint .* `last_checkpoint`"):
+        checkpointer.get_checkpoint_file()
+    for name in ("model_0000999.pth", "model_12345678.pth", "model_best.pth", "model_final.pth"):
+        (tmp_path / name).touch()
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_12345678.pth")
+    assert "no `last_checkpoint`; taking model_12345678.pth" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/a.pth", "../../x", "", ".", "gone.pth"])
+def test_last_checkpoint_must_name_a_file_beside_it(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.pth").touch()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "last_checkpoint").write_text(name)
+    with pytest.raises(FileNotFoundError, match=f"last_checkpoint' names '{name}'.*Write the name"):
+        Checkpointer(nn.Linear(2, 3), str(folder)).get_checkpoint_file()

@@ -103,6 +103,16 @@ def test_other_architecture_is_an_error():
         )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_and_change_nothing(value):
+    model, state = Detector(), Detector().state_dict()
+    before = snapshot(model)
+    state["backbone.stem.weight"][1, 2] = value
+    with pytest.raises(CheckpointError, match=r"weights\.pth.*'backbone\.stem\.weight'.*NaN"):
+        load(model, state)
+    assert_same(model, before)
+
+
 def test_backbone_of_the_model_zoo_matches_by_the_end_of_names(caplog):
     model = Detector()
     before = snapshot(model)
