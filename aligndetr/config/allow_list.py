@@ -71,7 +71,7 @@ _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 _NODE_REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")
 
 
-def check_targets(cfg: Any) -> None:
+def check_targets(cfg: Any, root: str = "") -> None:
     """Refuse a data config that could run anything but the building blocks of a detector.
 
     Every `_target_`, wherever it stands, is checked by its name before anything is imported, and
@@ -82,13 +82,14 @@ def check_targets(cfg: Any) -> None:
 
     Args:
         cfg: DictConfig, ListConfig, or plain dicts and lists.
+        root: the key at which it stands in the whole config, for messages.
 
     Raises:
         ValueError: names the key, its value and the remedy. Nothing has been called then.
     """
     if OmegaConf.is_config(cfg):
         cfg = OmegaConf.to_container(cfg, resolve=False)
-    for key, value in walk(cfg):
+    for key, value in walk(cfg, root):
         if isinstance(value, dict) and "_target_" in value:
             try:
                 _check_call(value)

@@ -49,11 +49,11 @@ def check_key(cfg: DictConfig, path: str, name: str, keys: Iterable[str], target
     similar = difflib.get_close_matches(first, keys, n=1)
     if first in keys or (takes_any and not similar):
         return
-    if similar:
-        nearest = ".".join(part for part in (path, similar[0], rest) if part)
-    else:
-        nearest = _nearest_key(cfg, f"{path}.{name}" if path else name)
     full = f"{path}.{name}" if path else name
+    nearest = ".".join(part for part in (path, *similar, rest) if part) if similar else full
+    # A group cannot be set, nor a key below what has been misspelt twice.
+    if not similar or rest or OmegaConf.is_dict(OmegaConf.select(cfg, nearest)):
+        nearest = _nearest_leaf(cfg, nearest)
     raise ValueError(f"`{full}` is no key of the config{owner}; did you mean `{nearest}`?")
 
 
@@ -68,10 +68,17 @@ def _arguments_of(target: Callable) -> tuple[list[str], bool]:
     return names, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _nearest_key(cfg: DictConfig, key: str) -> str:
-    """The key of `cfg` most like `key`, of those with the same last part if there are any."""
-    known = [path for path, _ in walk(OmegaConf.to_container(cfg, resolve=False)) if path]
-    known = [path for path in known if not path.endswith("_target_")] or ["(no key at all)"]
-    last = key.rpartition(".")[2]
-    same_last = [path for path in known if path.rpartition(".")[2] == last]
-    return difflib.get_close_matches(key, same_last or known, n=1, cutoff=0)[0]
+def _nearest_leaf(cfg: DictConfig, key: str) -> str:
+    """The key of `cfg` most like `key`, groups aside.
+
+    Of those below it, with the same last part, or beside it, if there are any.
+    """
+    nodes = walk(OmegaConf.to_container(cfg, resolve=False))
+    leaves = [path for path, value in nodes if path and not isinstance(value, dict)]
+    leaves = [path for path in leaves if not path.endswith("_target_")] or ["(no key at all)"]
+    group, _, last = key.rpartition(".")
+    same_last = [path for path in leaves if path.rpartition(".")[2] == last]
+    beside = [path for path in leaves if path.rpartition(".")[0] == group]
+    below = [path for path in leaves if path.startswith(f"{key}.")]
+    candidates = below or same_last or beside or leaves
+    return difflib.get_close_matches(key, candidates, n=1, cutoff=0)[0]

@@ -1,7 +1,9 @@
 """Config files from disk."""
 
+import builtins
 import difflib
 import os
+import traceback
 from pathlib import Path
 
 from detectron2.config import LazyConfig
@@ -35,9 +37,12 @@ def load_config(path: str | os.PathLike) -> DictConfig:
 
     Raises:
         FileNotFoundError: with the most similar file beside it.
-        ValueError: another suffix, YAML with Python tags, or a `_target_` that data may not name
-            (see `check_targets`). Nothing of the file has run then.
+        ValueError: no path, another suffix, YAML with Python tags, or a `_target_` that data may
+            not name (see `check_targets`): nothing of the file has run then. Or a `.py` file
+            failed: the message ends with its traceback.
     """
+    if not os.fspath(path):
+        raise ValueError("no config file is given; --config-file FILE is required")
     path = Path(path)
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise ValueError(f"config file {str(path)!r} must end in .py, .yaml or .yml")
@@ -47,5 +52,19 @@ def load_config(path: str | os.PathLike) -> DictConfig:
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise FileNotFoundError(f"config file {str(path)!r} does not exist{hint}")
     if path.suffix == ".py":
-        return LazyConfig.load(str(path))
+        return _run(path)
     return config_from_yaml(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def _run(path: Path) -> DictConfig:
+    original_import = builtins.__import__
+    try:
+        return LazyConfig.load(str(path))
+    except Exception as error:  # whatever the user's code raises
+        frame = error.__traceback__  # from the line of the config on, if it has come to run
+        while frame is not None and frame.tb_frame.f_code.co_filename != str(path):
+            frame = frame.tb_next
+        where = "".join(traceback.format_exception(type(error), error, frame))
+        raise ValueError(f"config file {str(path)!r} failed:\n{where}") from error
+    finally:
+        builtins.__import__ = original_import  # LazyConfig.load leaves its own after an error

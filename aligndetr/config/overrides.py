@@ -11,6 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from .allow_list import check_targets, walk
 from .key_names import check_key, locate_target
 
+# Ends of keys that hold paths, also where the config has none yet (`dataset.root`).
+_PATHS = ("root", "json", "images")
 _KEY = re.compile(r"\w[\w-]*(\.\w[\w-]*)*")
 
 
@@ -30,7 +32,8 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """
     for override in overrides:
         key, value, text = _parse(override)
-        check_targets({key.rpartition(".")[2]: value})
+        part, _, name = key.rpartition(".")
+        check_targets({name: value}, root=part)
         _set(cfg, key, value, text)
     return cfg
 
@@ -141,7 +144,8 @@ def _same_kind(key: str, old: Any, value: Any, text: str) -> Any:
     """`value`, or its text where the config has text (an output_dir called 2024)."""
     if value is None or _is_interpolation(old) or _is_interpolation(value):
         return value
-    if isinstance(old, str) and isinstance(value, bool | int | float):
+    is_text = isinstance(old, str) or (old is None and key.endswith(_PATHS))
+    if is_text and isinstance(value, bool | int | float):
         return text
     if old is not None and isinstance(value, dict) and "_target_" not in value:
         raise ValueError(f"`{key}` (now {old!r}) is no group and cannot become {value!r}")

@@ -14,6 +14,7 @@ from detectron2.config import instantiate
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.checkpoint import local_checkpoint
@@ -117,13 +118,19 @@ def complete_config(cfg: DictConfig, args: argparse.Namespace) -> None:
     names = dataset_class_names(cfg, train=not args.eval_only)
     if not names or "num_classes" not in cfg.model:
         return
-    chosen = cfg.model.num_classes != COCO_NUM_CLASSES or any(
-        option.lstrip("+").startswith("model.num_classes=") for option in args.opts
-    )
-    if chosen:
+    is_default = cfg.model.num_classes == COCO_NUM_CLASSES
+    if not is_default or any(_sets_num_classes(option) for option in args.opts):
         check_num_classes(cfg.model.num_classes, names)
     else:
         cfg.model.num_classes = len(names)
+
+
+def _sets_num_classes(override: str) -> bool:
+    """Whether a key=value, which the config has taken, is the user's choice of the classes."""
+    if override.startswith("model="):
+        value = OverridesParser.create().parse_override(override).value()
+        return isinstance(value, dict) and "num_classes" in value
+    return override.startswith("model.num_classes=")
 
 
 def dataset_class_names(cfg: DictConfig, train: bool = True) -> list[str]:

@@ -1,5 +1,6 @@
 """A saved config is plain YAML and the same config when it is read again."""
 
+import builtins
 import os
 from pathlib import Path
 
@@ -139,3 +140,28 @@ def test_missing_file_names_the_nearest(tmp_path, name):
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.py, \.yaml or \.yml"):
         load_config(tmp_path / "config.pkl")
+
+
+def test_no_file_at_all_is_named():
+    with pytest.raises(ValueError, match="--config-file FILE is required"):
+        load_config("")
+
+
+def test_python_config_that_fails_shows_file_and_line(tmp_path):
+    (tmp_path / "base.py").write_text("train = {}\nx = int('a')\n")
+    path = tmp_path / "config.py"
+    path.write_text("\nfrom .base import train\n")
+    before = builtins.__import__
+    with pytest.raises(ValueError, match="(?s)config.py' failed.*invalid literal") as error:
+        load_config(path)
+    assert f'File "{path}", line 2' in str(error.value)
+    assert f'File "{tmp_path}/base.py", line 2' in str(error.value)
+    assert "LazyConfig.load" not in str(error.value)
+    assert builtins.__import__ is before
+
+
+def test_python_config_with_a_syntax_error_shows_file_and_line(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("train = {}\nx = = 3\n")
+    with pytest.raises(ValueError, match=r"(?s)config\.py.*line 2.*invalid syntax"):
+        load_config(path)

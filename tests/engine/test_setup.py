@@ -121,9 +121,13 @@ def test_number_of_classes_follows_the_data(own_data):
     assert own_data.model.num_classes == 3
 
 
-def test_chosen_number_of_classes_must_be_the_datas(own_data):
+@pytest.mark.parametrize("override", ["model.num_classes=80", "model={num_classes: 80}"])
+def test_number_of_classes_chosen_by_an_override_must_be_the_datas(own_data, override):
     with pytest.raises(DatasetError, match=r"model\.num_classes is 80.*3 classes"):
-        complete_config(own_data, arguments(opts=["model.num_classes=80"]))
+        complete_config(own_data, arguments(opts=[override]))
+
+
+def test_chosen_number_of_classes_must_be_the_datas(own_data):
     own_data.model.num_classes = 5
     with pytest.raises(DatasetError, match=r"model\.num_classes is 5.*set model\.num_classes=3"):
         complete_config(own_data, arguments())
