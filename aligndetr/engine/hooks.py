@@ -43,11 +43,12 @@ class EvalHook(d2_hooks.EvalHook):
 class PeriodicCheckpointer(d2_hooks.PeriodicCheckpointer):
     """detectron2's PeriodicCheckpointer, which also counts what an interrupted run has left.
 
-    Otherwise every `--resume` would keep `max_to_keep` more.
+    Otherwise every `--resume` would keep `max_to_keep` more. A period of 0 saves at the end only.
     """
 
     def before_train(self) -> None:
         super().before_train()
+        self.period = self.period or self.max_iter + 1
         pattern = re.compile(rf"{re.escape(self.file_prefix)}_(\d+)\.pth")
         files = Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth")
         earlier = sorted(f for f in files if pattern.fullmatch(f.name))

@@ -27,6 +27,17 @@ COCO_NUM_CLASSES = 80
 FAST_DEV_RUN = {"max_iter": 20, "eval_period": 10, "log_period": 1}
 FAST_DEV_RUN_IMAGES = 4
 
+# Keys of `train` that are whole numbers: the least, and what it means where that is not plain.
+WHOLE_NUMBERS = {
+    "max_iter": (1, ""),
+    "log_period": (1, ""),
+    "eval_period": (0, ", where 0 evaluates at the end only"),
+    "checkpointer.period": (0, ", where 0 saves at the end only"),
+    "checkpointer.max_to_keep": (1, ""),
+    "seed": (-1, ", where -1 draws a seed"),
+}
+TEXTS = ("output_dir", "device")
+
 NOT_YET = ("train.wandb.enabled",)
 
 
@@ -84,11 +95,13 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Complete the config and refuse, in one clear sentence, what cannot work.
 
     Raises:
-        ValueError: a key that has no effect yet, device, number of processes, batch size, data
-            set or number of classes. (CheckpointError and DatasetError are ValueErrors.)
+        ValueError: a key of `train` out of its range or without effect yet, device, number of
+            processes, batch size, data set or number of classes. (CheckpointError and
+            DatasetError are ValueErrors.)
         FileNotFoundError: `train.init_checkpoint` does not exist.
         FileExistsError: training would mix with what `train.output_dir` holds.
     """
+    check_train_keys(cfg)
     complete_config(cfg, args)
     for key in NOT_YET:
         if OmegaConf.select(cfg, key):
@@ -149,6 +162,21 @@ def dataset_class_names(cfg: DictConfig, train: bool = True) -> list[str]:
     return found[0] if found else []
 
 
+def check_train_keys(cfg: DictConfig) -> None:
+    """Raise a ValueError unless the numbers and names of `cfg.train` are in their ranges."""
+    for key, (least, meaning) in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(cfg.train, key)
+        if key == "checkpointer.max_to_keep" and value is None:  # keeps all
+            continue
+        if type(value) is not int or value < least:
+            raise ValueError(
+                f"`train.{key}` (={value!r}) must be a whole number of at least {least}{meaning}"
+            )
+    for key in TEXTS:
+        if not cfg.train[key] or not isinstance(cfg.train[key], str):
+            raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be a text and not empty")
+
+
 def check_device(device: str, num_processes: int) -> None:
     """Raise a ValueError unless this machine has the device, once for each process."""
     try:
@@ -178,6 +206,10 @@ def check_device(device: str, num_processes: int) -> None:
 
 def check_batch_size(batch_size: int, world_size: int) -> None:
     """Raise a ValueError unless every process gets the same number of images, at least one."""
+    if type(batch_size) is not int:
+        raise ValueError(
+            f"`dataloader.train.total_batch_size` (={batch_size!r}) must be a whole number"
+        )
     if batch_size < 1 or batch_size % world_size:
         below = batch_size // world_size * world_size
         nearest = sorted({max(n, world_size) for n in (below, below + world_size)})

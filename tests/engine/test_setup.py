@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from aligndetr.data import DatasetError
 from aligndetr.engine import check_run
@@ -74,6 +75,27 @@ def test_batch_size_that_does_not_divide_names_the_nearest(batch_size, world_siz
 def test_batch_size_is_for_all_machines_together(cfg):
     with pytest.raises(ValueError, match="number of processes \\(6\\)"):
         check_run(cfg, arguments(num_gpus=2, num_machines=3))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_iter", 2.5), ("max_iter", 0), ("max_iter", -5), ("max_iter", None),
+        ("log_period", 0), ("eval_period", -1), ("seed", None), ("seed", True),
+        ("checkpointer.period", -1), ("checkpointer.max_to_keep", 0),
+        ("output_dir", ""), ("output_dir", None), ("device", None), ("device", ""),
+    ],
+)  # fmt: skip
+def test_train_keys_out_of_range_are_named_with_their_value(cfg, key, value):
+    OmegaConf.update(cfg.train, key, value)
+    with pytest.raises(ValueError, match=rf"`train\.{key}` \(={value!r}\) must be"):
+        check_run(cfg, arguments())
+
+
+def test_batch_size_is_a_whole_number(cfg):
+    cfg.dataloader.train.total_batch_size = 2.5
+    with pytest.raises(ValueError, match=r"total_batch_size` \(=2\.5\) must be a whole number$"):
+        check_run(cfg, arguments())
 
 
 @pytest.mark.parametrize("name", ["model_0000009.pth", "last_checkpoint"])

@@ -122,6 +122,12 @@ def test_resume_counts_earlier_checkpoints_for_max_to_keep(tmp_path):
     assert numbered == ["model_0000005.pth", "model_0000007.pth"]
 
 
+def test_periods_of_zero_save_and_evaluate_at_the_end_only(tmp_path):
+    train(tmp_path, max_iter=3, eval_period=0, checkpointer={"period": 0, "max_to_keep": 1})
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
+    assert [m["iteration"] for m in metrics(tmp_path) if "bbox/AP" in m] == [3]
+
+
 def test_evaluating_the_final_checkpoint_gives_the_same_to_every_digit(finished):
     folder, _ = finished
     trained = [line["bbox/AP"] for line in metrics(folder) if "bbox/AP" in line][-1]
