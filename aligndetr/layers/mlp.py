@@ -1,6 +1,10 @@
 """Stacks of linear layers: `MLP` for heads, `FFN` for the transformer's feed-forward step."""
 
+import torch
 from torch import Tensor, nn
+
+# With 2048 features between the layers, 4 MB of them.
+TOKENS_AT_ONCE = 512
 
 
 class MLP(nn.Module):
@@ -60,7 +64,7 @@ class FFN(nn.Module):
                 f"FFN cannot add its input of `embed_dim`={embed_dim} to an output of "
                 f"`output_dim`={output_dim}; make them equal or set `add_identity=False`"
             )
-        activation = nn.ReLU(inplace=True) if activation is None else activation
+        activation = nn.ReLU() if activation is None else activation
         self.embed_dim = embed_dim
         self.feedforward_dim = feedforward_dim
         self.add_identity = add_identity
@@ -79,7 +83,20 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """(..., embed_dim) to (..., output_dim); `identity`: the residual, None means `x`."""
-        out = self.layers(x)
+        out = self._in_parts(x) if _memory_is_slow(x) else self.layers(x)
         if not self.add_identity:
             return out
         return out + (x if identity is None else identity)
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """`self.layers`, some tokens after the other: what lies between stays in the cache."""
+        tokens = x.flatten(0, -2)
+        parts = [self.layers(part) for part in tokens.split(TOKENS_AT_ONCE)]
+        return torch.cat(parts).view(*x.shape[:-1], -1)
+
+
+def _memory_is_slow(x: Tensor) -> bool:
+    """On a CPU, unless a gradient wants all of it kept or a graph one and the same shape."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+        return False
+    return x.device.type == "cpu" and x.numel() > 0

@@ -151,12 +151,22 @@ class MultiScaleDeformableAttention(nn.Module):
         with _autocast_off(query.device.type):
             offsets = self.sampling_offsets(query.to(self.sampling_offsets.weight.dtype))
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
-        reference_points = reference_points[:, :, None, :, None]
+        # Rows of L * P * 2 numbers, head after head: in the (..., P, 2) they stand for, the inner
+        # dimensions are too short to be computed fast.
+        offsets = offsets.unflatten(-1, (self.num_heads, -1))
+        center = self._rows(reference_points[..., :2])
         if num_coordinates == 2:
-            return reference_points + offsets / _map_sizes(spatial_shapes, offsets)[:, None]
-        center, size = reference_points.split(2, dim=-1)
-        return center + offsets / self.num_points * size * 0.5
+            sizes = self._rows(_map_sizes(spatial_shapes, offsets))
+            locations = torch.addcdiv(center, offsets, sizes)
+        else:
+            half_size = self._rows(reference_points[..., 2:] * 0.5)
+            locations = torch.addcmul(center, offsets / self.num_points, half_size)
+        return locations.unflatten(-1, (self.num_levels, self.num_points, 2))
+
+    def _rows(self, of_levels: Tensor) -> Tensor:
+        """(..., L, 2) to (..., 1, L * P * 2): repeated for each point, and for all heads."""
+        of_points = of_levels[..., :, None, :].expand(*of_levels.shape[:-1], self.num_points, 2)
+        return of_points.flatten(-3)[..., None, :]
 
 
 def _map_sizes(spatial_shapes: list[tuple[int, int]], like: Tensor) -> Tensor:

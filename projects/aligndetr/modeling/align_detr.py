@@ -77,10 +77,11 @@ class AlignDETR(nn.Module):
             if here != value:
                 raise ValueError(f"`model.{name}` (={here}) must equal `{there}.{name}` (={value})")
         criterion.check_num_layers(transformer.decoder.num_layers)
-        self.backbone = backbone
+        # Convolutions are faster so, and the maps leave the neck as rows of tokens.
+        self.backbone = backbone.to(memory_format=torch.channels_last)
         self.position_embedding = position_embedding
         self._level_positions = LevelPositions()
-        self.neck = neck
+        self.neck = neck.to(memory_format=torch.channels_last)
         self.transformer = transformer
         self.criterion = criterion
         self.embed_dim = embed_dim
@@ -200,7 +201,8 @@ class AlignDETR(nn.Module):
 
     def _features(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level: feature map (B, C, h, w), padding mask (B, h, w), positions (B, C, h, w)."""
-        feats = self.neck(self.backbone(images.tensor))
+        pixels = images.tensor.contiguous(memory_format=torch.channels_last)
+        feats = self.neck(self.backbone(pixels))
         masks, positions = self._level_positions(
             self.position_embedding,
             images.image_sizes,
