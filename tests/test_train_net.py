@@ -129,12 +129,18 @@ def test_two_processes_on_the_cpu(tmp_path):
         ("model.num_classes=7", "num_classes"),
         ("train.max_itre=3", "train.max_iter"),
         ("train.device=cuda", "train.device=cpu"),
+        ("model.criterion.match_num=[2,1]", "expected 4"),
+        ("dataloader.train.mapper.img_format=HSV", "choose one of"),
+        (f"train.init_checkpoint={ROOT}/setup.py", "not readable as data"),
+        ("--num-machines=2", "--dist-url"),
     ],
 )
-def test_mistakes_are_named_and_leave_nothing_behind(override, message, tmp_path):
+def test_mistakes_are_named_in_one_line_and_leave_nothing_behind(override, message, tmp_path):
     folder = tmp_path / "run"
-    printed = train_net(*SMALL, f"train.output_dir={folder}", override, fails=True)
+    options = [override, *SMALL] if override.startswith("--") else [*SMALL, override]
+    printed = train_net("--num-gpus", "2", *options, f"train.output_dir={folder}", fails=True)
     error = printed[printed.rindex("error: ") :]
     assert message in error
+    assert len(error.splitlines()) == 1
     assert "Traceback" not in printed
-    assert not list(folder.glob("*.pth"))
+    assert not folder.exists()

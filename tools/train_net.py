@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from detectron2.engine import default_argument_parser
 
 from aligndetr.config import apply_overrides, load_config
-from aligndetr.engine import check_run, do_test, do_train, launch, setup
+from aligndetr.engine import do_test, do_train, launch, rehearse, setup
 
 
 def main(args: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     try:  # here as well, so that an error shows once and not once per process
         cfg = apply_overrides(load_config(args.config_file), args.opts)
-        check_run(cfg, args)
+        rehearse(cfg, args)
     except (ValueError, OSError) as error:  # what the user can mend needs no traceback
         sys.exit(f"error: {error}")
     launch(

@@ -6,7 +6,7 @@ from .launch import launch
 from .metrics import NonFiniteGradientError, NonFiniteLossError, NonFiniteStepError
 from .optim import backbone_lr_factor
 from .setup import check_run, setup
-from .train_loop import do_test, do_train, load_trained
+from .train_loop import do_test, do_train, load_trained, rehearse
 from .trainer import Trainer
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "do_train",
     "launch",
     "load_trained",
+    "rehearse",
     "setup",
 ]

@@ -43,16 +43,12 @@ def launch(
             processes share the cores.
         timeout: of collective operations.
     """
+    check_machines(num_machines, machine_rank, dist_url)
     world_size = num_processes * num_machines
     if world_size == 1:
         main_func(*args)
         return
     if dist_url == "auto":
-        if num_machines > 1:
-            raise ValueError(
-                f"`dist_url` (='auto') finds a port of one machine, but num_machines is "
-                f"{num_machines}; give every machine the same `--dist-url tcp://HOST:PORT`"
-            )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     worker_args = (main_func, world_size, num_processes, machine_rank, dist_url, args)
     mp.start_processes(
@@ -61,6 +57,20 @@ def launch(
         nprocs=num_processes,
         start_method="spawn",
     )
+
+
+def check_machines(num_machines: int, machine_rank: int, dist_url: str) -> None:
+    """Raise a ValueError unless the machines of a run can find each other."""
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--machine-rank (={machine_rank}) must be at least 0 and below --num-machines "
+            f"(={num_machines})"
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise ValueError(
+            f"--dist-url is 'auto', which finds a port of one machine, but --num-machines is "
+            f"{num_machines}; give every machine the same --dist-url tcp://HOST:PORT"
+        )
 
 
 def _free_port() -> int:

@@ -21,6 +21,8 @@ from aligndetr.checkpoint import local_checkpoint
 from aligndetr.config import save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 
+from .launch import check_machines
+
 COCO_NUM_CLASSES = 80
 """`model.num_classes` of the shipped configs: a default that own data may replace."""
 
@@ -96,7 +98,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: a key of `train` out of its range or without effect yet, device, number of
-            processes, batch size, data set or number of classes. (CheckpointError and
+            processes or machines, batch size, data set or number of classes. (CheckpointError and
             DatasetError are ValueErrors.)
         FileNotFoundError: `train.init_checkpoint` does not exist.
         FileExistsError: training would mix with what `train.output_dir` holds.
@@ -107,6 +109,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         if OmegaConf.select(cfg, key):
             raise ValueError(f"{key}=True is not available yet; set {key}=False")
     check_device(cfg.train.device, args.num_gpus)
+    check_machines(args.num_machines, args.machine_rank, args.dist_url)
     if not args.eval_only:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
         check_output_dir(cfg.train.output_dir, args.resume)

@@ -1,5 +1,7 @@
 """Training and testing a config from beginning to end."""
 
+import argparse
+import copy
 import logging
 
 from detectron2.config import instantiate
@@ -7,7 +9,7 @@ from detectron2.engine import HookBase
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,7 +26,7 @@ from .build import (
 )
 from .ema import ModelEMA
 from .hooks import EMAUpdater, EvalHook, PeriodicCheckpointer, reporting_hooks
-from .setup import dataset_class_names, has_checkpoints, rank_seed
+from .setup import check_run, dataset_class_names, has_checkpoints, rank_seed
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -48,24 +50,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     Returns:
         The trained model, without DDP.
     """
-    model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    trainer = Trainer(
-        create_ddp_model(model, **cfg.train.ddp),
-        None,  # the loader comes once the seed of a resumed run is known
-        optimizer,
-        amp=cfg.train.amp.enabled,
-        clip_grad=cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None,
-        log_period=cfg.train.log_period,
-    )
-    ema = build_model_ema(cfg, model)
-    checkpointer = Checkpointer(
-        model,
-        cfg.train.output_dir,
-        extra={"config": config_to_yaml(cfg), "class_names": dataset_class_names(cfg)},
-        trainer=trainer,
-        **({} if ema is None else {EMA_KEY: ema}),
-    )
+    model, trainer, ema, checkpointer = _build(cfg)
     resume = resume and has_checkpoints(cfg.train.output_dir)
     trainer.register_hooks(_hooks(cfg, model, ema, checkpointer, resume))
     start_iter = _load(cfg, checkpointer, trainer, resume)
@@ -78,6 +63,38 @@ def do_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
     trainer.train(start_iter, cfg.train.max_iter)
     logger.info("Checkpoints, config.yaml, metrics.json and log.txt: %s", cfg.train.output_dir)
     return model
+
+
+def rehearse(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """`check_run`, then build on the CPU what the run will build, and load its checkpoint.
+
+    Called once, before processes start and anything is written: what the user can mend is found
+    where it can be shown as one line. (A ResNet-50 takes a second or two.) All is let go again.
+
+    Args:
+        cfg: completed in place, as by `check_run`.
+        args: of detectron2's `default_argument_parser`.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: see `check_run`; a part refuses its
+            arguments, or the checkpoint cannot be read or does not fit.
+    """
+    check_run(cfg, args)
+    on_cpu = copy.deepcopy(cfg)
+    on_cpu.train.device, on_cpu.train.model_ema.device = "cpu", ""
+    logging.disable()  # the run itself will say it
+    try:
+        for loader in ("test",) if args.eval_only else ("train", "test"):
+            instantiate(OmegaConf.select(on_cpu, f"dataloader.{loader}.mapper"))
+        if args.eval_only:
+            load_trained(on_cpu)
+            return
+        instantiate(on_cpu.lr_multiplier)
+        _, trainer, _, checkpointer = _build(on_cpu)
+        resume = args.resume and has_checkpoints(cfg.train.output_dir)
+        _load(on_cpu, checkpointer, trainer, resume)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def do_test(cfg: DictConfig, model: nn.Module | None = None) -> Results:
@@ -146,6 +163,29 @@ def _evaluate(
         model.to(home)
         results |= {prefix + task: metrics for task, metrics in of_model.items()}
     return results
+
+
+def _build(cfg: DictConfig) -> tuple[nn.Module, Trainer, ModelEMA | None, Checkpointer]:
+    """What a training consists of, before hooks and data."""
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    trainer = Trainer(
+        create_ddp_model(model, **cfg.train.ddp),
+        None,  # the loader comes once the seed of a resumed run is known
+        optimizer,
+        amp=cfg.train.amp.enabled,
+        clip_grad=cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None,
+        log_period=cfg.train.log_period,
+    )
+    ema = build_model_ema(cfg, model)
+    checkpointer = Checkpointer(
+        model,
+        cfg.train.output_dir,
+        extra={"config": config_to_yaml(cfg), "class_names": dataset_class_names(cfg)},
+        trainer=trainer,
+        **({} if ema is None else {EMA_KEY: ema}),
+    )
+    return model, trainer, ema, checkpointer
 
 
 def _hooks(

@@ -131,6 +131,7 @@ def arguments(**changes) -> Namespace:
         "num_gpus": 1,
         "num_machines": 1,
         "machine_rank": 0,
+        "dist_url": "tcp://127.0.0.1:12345",
         "opts": [],
     }
     return Namespace(**{**defaults, **changes})

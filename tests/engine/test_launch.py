@@ -140,3 +140,9 @@ def test_one_process_is_this_one():
 def test_auto_url_is_for_one_machine():
     with pytest.raises(ValueError, match="--dist-url tcp://HOST:PORT"):
         launch(print, 1, num_machines=2, device="cpu")
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_rank_of_a_machine_that_is_not_there(rank):
+    with pytest.raises(ValueError, match=rf"--machine-rank \(={rank}\).*\(=2\)"):
+        launch(print, 1, 2, rank, "tcp://127.0.0.1:12345", device="cpu")

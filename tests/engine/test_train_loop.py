@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aligndetr.checkpoint import CheckpointError, read_checkpoint
-from aligndetr.engine import build_optimizer, do_test, do_train, setup
+from aligndetr.engine import build_optimizer, do_test, do_train, rehearse, setup
 from aligndetr.engine.hooks import PeriodicCheckpointer
 from tests.engine.stand_in import StandIn, arguments, stand_in_config
 
@@ -160,6 +160,34 @@ def test_last_checkpoint_that_is_gone_is_named(finished, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     with pytest.raises(FileNotFoundError, match="model_0000009.pth"):
         train(tmp_path, resume=True)
+
+
+def test_a_rehearsal_passes_and_leaves_nothing(finished, tmp_path, caplog):
+    folder, _ = finished
+    rehearse(stand_in_config(tmp_path / "new"), arguments())
+    assert list(tmp_path.iterdir()) == []
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    rehearse(stand_in_config(folder, max_iter=9), arguments(resume=True))
+    final = str(folder / "model_final.pth")
+    rehearse(stand_in_config(folder, init_checkpoint=final), arguments(eval_only=True))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert caplog.text == ""
+
+
+def test_a_rehearsal_finds_what_the_run_would_fail_for(finished, tmp_path):
+    (tmp_path / "cut.pth").write_bytes((finished[0] / "model_final.pth").read_bytes()[:999])
+    cut = stand_in_config(tmp_path / "new", init_checkpoint=str(tmp_path / "cut.pth"))
+    for args in (arguments(), arguments(eval_only=True)):
+        with pytest.raises(CheckpointError, match=r"cut\.pth"):
+            rehearse(cut, args)
+    (tmp_path / "model_0000001.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model_0000001\.pth"):
+        rehearse(stand_in_config(tmp_path), arguments(resume=True))
+    cfg = stand_in_config(tmp_path / "new")
+    cfg.optimizer.lr = -1.0
+    with pytest.raises(ValueError, match="learning rate"):
+        rehearse(cfg, arguments())
+    assert not (tmp_path / "new").exists()
 
 
 def test_failed_run_is_not_evaluated(tmp_path):
