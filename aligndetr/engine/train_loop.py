@@ -69,7 +69,7 @@ def rehearse(cfg: DictConfig, args: argparse.Namespace) -> None:
     """`check_run`, then build on the CPU what the run will build, and load its checkpoint.
 
     Called once, before processes start and anything is written: what the user can mend is found
-    where it can be shown as one line. (A ResNet-50 takes a second or two.) All is let go again.
+    where it can be shown as one line. (A ResNet-50 takes half a second.) All is let go again.
 
     Args:
         cfg: completed in place, as by `check_run`.
