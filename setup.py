@@ -64,6 +64,7 @@ setup(
         *DETECTRON2_REQUIRES,
     ],
     extras_require={
+        "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": ["hypothesis", "pytest>=8", "ruff"],
     },
 )

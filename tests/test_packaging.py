@@ -58,7 +58,7 @@ def requirements(metadata) -> list[Requirement]:
 
 def files_of(folder: str) -> set[str]:
     """Files under `folder` that belong in a wheel, relative to the root."""
-    suffixes = {".py", ".md", ".yaml"}
+    suffixes = {".py", ".md", ".yaml", ".cpp"}
     paths = (path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
     return {path.relative_to(ROOT).as_posix() for path in paths}
 
@@ -104,7 +104,8 @@ def pins(name: str) -> dict[str, Requirement]:
 
 
 def test_every_requirement_has_a_tested_pin(requirements):
-    tested = pins("requirements.txt") | pins("requirements-dev.txt")
+    files = ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt")
+    tested = {name: pin for file in files for name, pin in pins(file).items()}
     for requirement in requirements:
         (pin,) = tested[requirement.name].specifier
         assert pin.operator == "==", requirement.name

@@ -38,7 +38,7 @@ def main() -> None:
     names = dataset_class_names(cfg, train=False)
     *_, model = load_trained(cfg).values()  # the averaged weights, where there are any
     output_dir = Path(cfg.train.output_dir)
-    records = list(instantiate(cfg.dataloader.test.dataset))
+    records = instantiate(cfg.dataloader.test.dataset)
     mapper = instantiate(cfg.dataloader.test.mapper)
     write_predictions(model, records, mapper, names, output_dir / "predictions.png")
     for label, pattern in OUTPUTS.items():

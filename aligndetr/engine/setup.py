@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from aligndetr.checkpoint import local_checkpoint
 from aligndetr.config import save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
+from aligndetr.layers import check_backend_name, set_default_backend
 
 from .launch import check_machines
 
@@ -69,6 +70,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         path = Path(output_dir) / "config.yaml"
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
+    set_default_backend(cfg.train.get("ms_deform_attn", "auto"), cfg.train.device)
     seed_all_rng(rank_seed(cfg))
 
 
@@ -178,6 +180,7 @@ def check_train_keys(cfg: DictConfig) -> None:
     for key in TEXTS:
         if not cfg.train[key] or not isinstance(cfg.train[key], str):
             raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be a text and not empty")
+    check_backend_name(cfg.train.get("ms_deform_attn", "auto"))
 
 
 def check_device(device: str, num_processes: int) -> None:

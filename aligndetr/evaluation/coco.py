@@ -78,13 +78,23 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         Args:
             inputs: with "image_id".
             outputs: with "instances": `pred_boxes` (XYXY in pixels), `scores`, `pred_classes`.
+
+        Raises:
+            FloatingPointError: a box or score is not finite.
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
             for field in ("pred_masks", "pred_keypoints"):
                 if instances.has(field):
                     raise ValueError(f"the model predicts {field!r}; {ONLY_BOXES}")
-            self._parts.append(Detections.of_image(image["image_id"], instances))
+            found = Detections.of_image(image["image_id"], instances)
+            if not found.is_finite():
+                raise FloatingPointError(
+                    f"the model predicts NaN or infinity for image {image['image_id']!r} "
+                    f"({image.get('file_name', 'no file name')}); its weights or its precision "
+                    "are at fault, and no AP of it would mean anything"
+                )
+            self._parts.append(found)
 
     def evaluate(self, img_ids: list | None = None) -> dict[str, dict[str, float]]:
         """Metrics of all that was processed since the last `reset`.
@@ -116,9 +126,8 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
                 return {}
             summary = None
             if results:
-                fast = self._use_fast_impl and detections.is_finite()
                 summary = evaluate_boxes(
-                    self._truth, results, img_ids, self._max_detections, fast=fast
+                    self._truth, results, img_ids, self._max_detections, fast=self._use_fast_impl
                 )
         names = self._metadata.get("thing_classes")
         return {"bbox": self._derive_coco_results(summary, "bbox", class_names=names)}

@@ -53,6 +53,7 @@ class Detections:
         )
 
     def is_finite(self) -> bool:
+        """No box and no score is NaN or infinite."""
         return bool(np.isfinite(self.boxes).all() and np.isfinite(self.scores).all())
 
     def to_results(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -14,8 +14,10 @@ from .mlp import FFN, MLP
 from .ms_deform_attn import (
     MultiScaleDeformableAttention,
     as_shape_list,
+    check_backend_name,
     multi_scale_deformable_attn,
     multi_scale_deformable_attn_pytorch,
+    set_default_backend,
 )
 from .position_embedding import PositionEmbeddingSine, get_sine_pos_embed
 from .transformer import BaseTransformerLayer, TransformerLayerSequence
@@ -32,6 +34,7 @@ __all__ = [
     "box_cxcywh_to_xyxy",
     "box_iou",
     "box_xyxy_to_cxcywh",
+    "check_backend_name",
     "elementwise_giou",
     "elementwise_iou",
     "generalized_box_iou",
@@ -39,4 +42,5 @@ __all__ = [
     "masks_to_boxes",
     "multi_scale_deformable_attn",
     "multi_scale_deformable_attn_pytorch",
+    "set_default_backend",
 ]

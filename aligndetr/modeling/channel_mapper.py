@@ -70,6 +70,7 @@ class ChannelMapper(nn.Module):
                 f"(={len(in_features)}); drop some of `in_features`."
             )
         self.in_features = list(in_features)
+        self.num_outs = num_outs
         channels = [_channels(input_shapes[name]) for name in in_features]
 
         def unit(in_channels: int, **conv) -> ConvNormAct:

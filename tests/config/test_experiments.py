@@ -104,6 +104,7 @@ def test_values_of_the_reference():
             "device": "",
             "use_ema_weights_for_eval_only": False,
         },
+        "ms_deform_attn": "auto",
         "device": "cuda",
     }
 

@@ -116,6 +116,7 @@ def stand_in_config(output_dir, **train):
             "device": "",
             "use_ema_weights_for_eval_only": False,
         },
+        "ms_deform_attn": "auto",
         "device": "cpu",
         **train,
     }

@@ -76,14 +76,14 @@ def test_some_images_only_as_in_a_fast_dev_run(world):
     )
 
 
-def test_numbers_that_are_not_finite_go_to_pycocotools(world):
+@pytest.mark.parametrize("where", ["score", "box"])
+def test_predictions_that_are_not_finite_are_named_by_image(where, world):
     content, detections, name = world
-    detections[3] = (*detections[3][:2], float("nan"), detections[3][3])
-    detections[7] = (*detections[7][:3], [float("nan")] * 4)
-    assert_same_results(
-        run(COCOEvaluator(name), content, detections),
-        run(detectron2_evaluation.COCOEvaluator(name), content, detections),
-    )
+    image, label, score, box = detections[3]
+    spoiled = (float("nan"), box) if where == "score" else (score, [float("inf")] * 4)
+    detections[3] = (image, label, *spoiled)
+    with pytest.raises(FloatingPointError, match=rf"for image {image!r}"):
+        run(COCOEvaluator(name), content, detections)
 
 
 def test_no_detections_are_nan_and_a_warning(world, caplog):

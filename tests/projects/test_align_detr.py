@@ -204,6 +204,13 @@ def test_sizes_that_must_agree(change, message):
         tiny_model(**parts, **change)
 
 
+def test_maps_and_levels_must_agree():
+    neck = tiny_model().neck
+    neck.num_outs = 3
+    with pytest.raises(ValueError, match=r"neck\.num_outs` \(=3\).*num_feature_levels` \(=4\)"):
+        tiny_model(neck=neck)
+
+
 def test_a_class_that_the_model_does_not_have():
     batch = random_batch([(64, 80)] * 2, [2, 1])
     batch[1]["instances"].gt_classes[0] = 5

@@ -38,5 +38,8 @@ train = {
         "device": "",  # "": the model's own
         "use_ema_weights_for_eval_only": False,
     },
+    # Implementation of deformable attention: "auto" needs no compiler, "cpp" is the fastest on a
+    # CPU and is compiled once per machine; see aligndetr/layers/ms_deform_attn/README.md.
+    "ms_deform_attn": "auto",
     "device": "cuda",
 }

@@ -153,7 +153,7 @@ def set_default_backend(name: str, device: torch.device | str) -> str:
             `device` is no error: a line of the log says why, and "auto" takes another.
     """
     global _default_backend
-    _check_name(name)
+    check_backend_name(name)
     _default_backend = name
     return choose_backend("auto", torch.device(device))
 
@@ -165,7 +165,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
         ValueError: `backend`, or what "auto" reads, is unknown; or `backend` is not "auto" and
             cannot run on `device`.
     """
-    _check_name(backend)
+    check_backend_name(backend)
     if backend == "auto":
         return _first_that_runs(device)
     obstacle = BACKENDS[backend].obstacle(device)
@@ -176,7 +176,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 def _first_that_runs(device: torch.device) -> str:
     wanted = os.environ.get(BACKEND_VARIABLE) or _default_backend
-    _check_name(wanted)
+    check_backend_name(wanted)
     automatic = _automatic(device)
     candidates = automatic if wanted == "auto" else (wanted, *automatic)
     obstacles = []
@@ -201,7 +201,8 @@ def _automatic(device: torch.device) -> tuple[str, ...]:
     return ("embedding_bag", "reference")
 
 
-def _check_name(backend: str) -> None:
+def check_backend_name(backend: str) -> None:
+    """Raise a ValueError unless there is such an implementation; "auto" is one."""
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(
             f"unknown backend {backend!r} for deformable attention; choose 'auto' or one of "

@@ -34,7 +34,7 @@ dataloader.train.num_workers = dataloader.test.num_workers = 0  # the cores are 
 # GroupNorm and nothing frozen: there are no pre-trained weights to take statistics from.
 STEM, *STAGES = CHANNELS = [32, 32, 64, 128, 256]
 EMBED_DIM, FFN_DIM, ENCODER_LAYERS, DECODER_LAYERS = 128, 512, 2, 3
-HEADS = 4  # with 8 an iteration takes a quarter longer
+HEADS = 4  # faster than 8
 model.backbone = L(ResNet)(
     stem=L(BasicStem)(in_channels=3, out_channels=STEM, norm="GN"),
     stages=[
@@ -58,16 +58,18 @@ for part, num_layers in (("encoder", ENCODER_LAYERS), ("decoder", DECODER_LAYERS
     model.transformer[part].update(
         embed_dim=EMBED_DIM, num_heads=HEADS, feedforward_dim=FFN_DIM, num_layers=num_layers
     )
-model.num_queries = 100
-model.dn_number = 20
+# Queries are cheap here and time is short, so each object teaches many of them at once.
+model.num_queries = 200
+model.dn_number = 100
 model.select_box_nums_for_evaluation = 100
-model.criterion.match_num = [2, 2, 2, 1]
+model.criterion.match_num = [6, 6, 6, 1]
 model.criterion.weight_dict = all_weights(dict(_BASE_WEIGHTS), DECODER_LAYERS)
 
 train.device = "cpu"
 train.init_checkpoint = ""
 train.output_dir = "./output/demo"
-train.max_iter = 600
+train.ms_deform_attn = "cpp"  # a quarter of the time less, where there is a compiler
+train.max_iter = 700
 train.eval_period = train.checkpointer.period = 100
 train.log_period = 10
 train.seed = 0

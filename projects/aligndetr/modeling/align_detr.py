@@ -76,6 +76,12 @@ class AlignDETR(nn.Module):
         ):
             if here != value:
                 raise ValueError(f"`model.{name}` (={here}) must equal `{there}.{name}` (={value})")
+        num_levels = transformer.num_feature_levels
+        if getattr(neck, "num_outs", num_levels) != num_levels:
+            raise ValueError(
+                f"`model.neck.num_outs` (={neck.num_outs}) must equal "
+                f"`model.transformer.num_feature_levels` (={num_levels})"
+            )
         criterion.check_num_layers(transformer.decoder.num_layers)
         # Convolutions are faster so, and the maps leave the neck as rows of tokens.
         self.backbone = backbone.to(memory_format=torch.channels_last)
