@@ -27,7 +27,7 @@ def test_there_are_commands_to_check():
     assert len(list(commands())) >= 10
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_command_exists(words):
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)

@@ -83,6 +83,16 @@ def check_entry(entry: Any, key: str, position: int, json_file: Path) -> None:
             )
 
 
+def check_image_size(image: dict[str, Any], json_file: Path) -> None:
+    """Raise for an image whose width or height is not a positive number."""
+    for side in ("width", "height"):
+        if not 0 < image[side] < math.inf:
+            raise DatasetError(
+                f"image {image['id']!r} ({image['file_name']!r}) in {str(json_file)!r} has "
+                f"{side}={image[side]}; write the size of the file in pixels"
+            )
+
+
 def check_box(annotation: dict[str, Any], json_file: Path) -> None:
     """Raise for a box that is not four finite numbers."""
     box = annotation["bbox"]
@@ -124,9 +134,9 @@ def repeated_id_error(entry_id: int | str, key: str, json_file: Path) -> Dataset
 
 
 BOX_PROBLEMS = (
-    "belong to no image of the file; training drops them",
-    "have a width or height that is not positive; training drops them",
-    "lie outside their image; training drops them",
+    "belong to no image of the file; they cannot be trained on",
+    "have a width or height that is not positive; they cannot be trained on",
+    "lie outside their image, or its size in the json is wrong; they cannot be trained on",
     "stand out of their image; training clips them",
 )
 NUM_DROPPED = 3

@@ -67,14 +67,24 @@ class CocoDataset(Dataset):
             "iscrowd": iscrowd,
             "category_id": self.label_of[category_id],
         }
-        if isinstance(segmentation, dict):
-            if isinstance(segmentation["counts"], list):  # uncompressed run lengths
-                segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-        elif segmentation:
-            segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+        segmentation = _valid_segmentation(segmentation)
         if segmentation:
             annotation["segmentation"] = segmentation
         return annotation
+
+
+def _valid_segmentation(segmentation: Any) -> dict | list | None:
+    """Run lengths, compressed, or polygons; what is neither is nothing a detector must have."""
+    if isinstance(segmentation, dict):
+        if not {"counts", "size"} <= segmentation.keys():
+            return None
+        if isinstance(segmentation["counts"], list):
+            return mask_util.frPyObjects(segmentation, *segmentation["size"])
+        return segmentation
+    if isinstance(segmentation, list):
+        polygons = [p for p in segmentation if isinstance(p, list)]
+        return [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+    return None
 
 
 def _reopen(index_file: Path, image_root: str, filter_empty: bool) -> CocoDataset:

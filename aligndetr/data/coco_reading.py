@@ -20,6 +20,7 @@ from .checks import (
     check_box,
     check_categories,
     check_entry,
+    check_image_size,
     check_lists,
     describe,
     repeated_id_error,
@@ -148,6 +149,7 @@ def _read_images(content: CocoContent, entries: Iterator, json_file: Path, chunk
                 raise repeated_id_error(image_id, "images", json_file)
             seen.add(image_id)
             content.image_ids.append(image_id)
+            check_image_size(image, json_file)
             sizes.append((image["width"], image["height"]))
             record = [image["file_name"], image["height"], image["width"], image_id]
             spill.add(_encode(record).encode())

@@ -26,6 +26,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from .checks import DatasetError, log_box_problems
 from .coco_dataset import CocoDataset
 from .coco_index import open_index
+from .index_build import IndexInfo
 
 SPLITS = ("train", "val")
 
@@ -62,7 +63,7 @@ def register_dataset(
 
     Raises:
         DatasetError: a path is missing, or (own data) the json fails `build_index`'s
-            checks or names an image that is not there.
+            checks, names an image that is not there, or has nothing to train on.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {list(SPLITS)}")
@@ -70,7 +71,9 @@ def register_dataset(
         json_path, image_path = _find_paths(split, root, json_file, image_root)
         _check_paths(split, json_path, image_path, remedy="Correct")
         name = _name_of(split, json_path, image_path)
-        _set_metadata(name, json_path, image_path)
+        info = open_index(json_path, image_path).info
+        _check_contents(split, info, json_path)
+        _set_metadata(name, info, json_path, image_path)
     else:
         name = f"coco_2017_{split}"
         known = MetadataCatalog.get(name)
@@ -156,11 +159,7 @@ def open_coco(dataset_name: str, split: str, filter_empty: bool = False) -> Coco
             "set of your own, give it by dataset.root or dataset.{train,val}_{json,images}."
         )
     log_box_problems(info.box_problems, info.box_examples, info.num_annotations, json_file)
-    if split == "train" and not any(info.objects_per_class):
-        raise DatasetError(
-            f"{str(json_file)!r} has {info.num_annotations} annotations, none of which can be "
-            "trained on (an object with a positive size inside its image, not crowd)"
-        )
+    _check_contents(split, info, json_file)
     dataset = CocoDataset(index, image_root, filter_empty)
     _log_contents(dataset_name, dataset)
     return dataset
@@ -258,8 +257,26 @@ def _name_of(split: str, json_file: Path, image_root: Path) -> str:
     return f"{folder.name}_{split}_{digest}"
 
 
-def _set_metadata(name: str, json_file: Path, image_root: Path) -> None:
-    names, class_of = _contiguous_classes(open_index(json_file, image_root).info.categories)
+def _check_contents(split: str, info: IndexInfo, json_file: Path) -> None:
+    """Raise for a train split without an object; warn of classes that share a name."""
+    if split == "train" and not any(info.objects_per_class):
+        raise DatasetError(
+            f"{str(json_file)!r} has {info.num_annotations} annotations, none of which can be "
+            "trained on (an object with a positive size inside its image, not crowd); give "
+            "another json by dataset.train_json or dataset.root"
+        )
+    names = [name for _, name in info.categories]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        logger.warning(
+            "%r has several categories of the name %s; tables and metrics show one of them only",
+            str(json_file),
+            ", ".join(map(repr, repeated)),
+        )
+
+
+def _set_metadata(name: str, info: IndexInfo, json_file: Path, image_root: Path) -> None:
+    names, class_of = _contiguous_classes(info.categories)
     values = {
         "json_file": str(json_file),
         "image_root": str(image_root),

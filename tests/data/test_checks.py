@@ -71,6 +71,7 @@ SPOILED = {
     "no categories": (lambda c: c["categories"].clear(), ["holds no categories"]),
     "image without width": (drop_field("images", "width"), ["images[0]", "id 5", "'width'"]),
     "width is text": (set_field("images", "width", "40"), ["images[0]", "width='40'", "float"]),
+    "width is zero": (set_field("images", "width", 0), ["image 5", "width=0", "in pixels"]),
     "category without name": (drop_field("categories", "name"), ["categories[0]", "'name'"]),
     "annotation without box": (drop_field("annotations", "bbox"), ["id 11", "'bbox'"]),
     "annotation without id": (drop_field("annotations", "id"), ["annotations[0]", "'id'"]),

@@ -144,9 +144,12 @@ def test_ignored_annotations_are_treated_as_crowd(tmp_path):
     assert first["annotations"][0]["iscrowd"] == 1
 
 
-def test_an_invalid_polygon_does_not_cost_the_box(tmp_path):
+@pytest.mark.parametrize(
+    "segmentation", [[[1, 2, 3, 4]], [1, 2, 3, 4, 5, 6], {"foo": 1}, "abc", 7], ids=str
+)
+def test_an_invalid_segmentation_does_not_cost_the_box(segmentation, tmp_path):
     def spoil(content):
-        content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+        content["annotations"][0]["segmentation"] = segmentation
 
     first, _ = load_after(spoil, tmp_path)
     assert len(first["annotations"]) == 1
@@ -160,9 +163,17 @@ def test_train_split_without_objects_is_refused_and_val_is_not(annotations, tmp_
     def spoil(content):
         content["annotations"] = annotations
 
-    with pytest.raises(DatasetError, match=f"has {len(annotations)} annotations, none of which"):
+    message = f"has {len(annotations)} annotations, none of which .*dataset.train_json"
+    with pytest.raises(DatasetError, match=message):
         load_after(spoil, tmp_path)
+    with pytest.raises(DatasetError, match=message):  # before a model is built
+        register_dataset("train", root=str(tmp_path))
     assert len(load_after(spoil, tmp_path, split="val")) == 2
+
+
+def test_classes_of_one_name_are_warned_of(tmp_path, caplog):
+    load_after(lambda content: content["categories"][2].update(name="car"), tmp_path)
+    assert "several categories of the name 'car'" in caplog.text
 
 
 MISSING_IMAGE = r"1 of 2 image files .*'b.png' \(image id 5\)"

@@ -8,6 +8,7 @@ that was cut short leaves nothing that a later run would take for a library.
 import contextlib
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import platform
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.utils.data import get_worker_info
@@ -78,11 +80,20 @@ def _load() -> None:
             _build(library)
 
 
+def _cpp_extension() -> ModuleType:
+    """`torch.utils.cpp_extension`, imported where needed: it takes half a second."""
+    torchs_logger = logging.getLogger("torch.utils.cpp_extension")
+    level = torchs_logger.level
+    torchs_logger.setLevel(logging.ERROR)  # it warns of a missing GPU, and this is for the CPU
+    try:
+        return importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        torchs_logger.setLevel(level)
+
+
 def library_path() -> Path:
     """Where this machine's library stands, or will."""
-    from torch.utils import cpp_extension  # here: it takes half a second, and most runs need none
-
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root()
     # -march=native: a library is for one kind of CPU, and home folders are shared by many.
     parts = [SOURCE.read_text(encoding="utf-8"), torch.__version__, *COMPILER_FLAGS, _cpu()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -122,8 +133,7 @@ def _turn(lock: Path) -> Iterator[None]:
 
 def _build(library: Path) -> None:
     """Compile and load, then move the library to its place."""
-    from torch.utils import cpp_extension
-
+    cpp_extension = _cpp_extension()
     compiler = os.environ.get("CXX") or "c++"
     if shutil.which(shlex.split(compiler)[0]) is None:
         raise _CannotBuild(f"needs a C++ compiler, and there is no {compiler!r} (variable CXX)")

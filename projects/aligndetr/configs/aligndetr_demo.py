@@ -69,7 +69,7 @@ train.device = "cpu"
 train.init_checkpoint = ""
 train.output_dir = "./output/demo"
 train.ms_deform_attn = "cpp"  # a quarter of the time less, where there is a compiler
-train.max_iter = 700
+train.max_iter = 600
 train.eval_period = train.checkpointer.period = 100
 train.log_period = 10
 train.seed = 0
