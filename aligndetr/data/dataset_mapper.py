@@ -26,7 +26,7 @@ class DetrDatasetMapper:
         is_train: False leaves the annotations out.
         mask_on: keep segmentations as `gt_masks`.
         img_format: channel order of "image", "RGB" or "BGR". Grey images get three channels.
-        fast_resize: let torch resize in place of Pillow, in a third of the time. Some values then
+        fast_resize: let torch resize in place of Pillow, which takes less time. Some values then
             differ from those that detectron2 gives, by 1 or rarely 2 of 255.
     """
 

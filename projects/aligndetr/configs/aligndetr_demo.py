@@ -68,7 +68,7 @@ model.criterion.weight_dict = all_weights(dict(_BASE_WEIGHTS), DECODER_LAYERS)
 train.device = "cpu"
 train.init_checkpoint = ""
 train.output_dir = "./output/demo"
-train.ms_deform_attn = "cpp"  # a quarter of the time less, where there is a compiler
+train.ms_deform_attn = "cpp"  # faster, where there is a compiler
 train.max_iter = 600
 train.eval_period = train.checkpointer.period = 100
 train.log_period = 10
