@@ -36,6 +36,11 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index) if self._rows is None else len(self._rows)
 
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of each image as the json says; None where it does not."""
+        rows = range(len(self.index)) if self._rows is None else map(int, self._rows)
+        return [(width, height) for _, height, width, _ in map(self.index.image, rows)]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The dict of one image, a new one each time.
 

@@ -1,4 +1,6 @@
-"""detectron2's loaders, with batches in pinned memory where a GPU waits for them.
+"""The loaders a config names: training data that can be resumed, and detectron2's for testing.
+
+Images come in pinned memory where a GPU waits for them.
 
 The training loader is iterated once and without end, so its workers live as long as the run; the
 test loader's are kept between evaluations instead of being started for each.
@@ -7,11 +9,17 @@ test loader's are kept between evaluations instead of being started for each.
 from collections.abc import Callable
 from typing import Any
 
-from detectron2 import data as detectron2_data
+import numpy as np
 from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .checks import DatasetError
+from .coco_dataset import CocoDataset
+from .train_loader import TrainLoader
+from .worker_signals import leave_signals_to_parent
 
 
 def build_detection_train_loader(
@@ -24,29 +32,66 @@ def build_detection_train_loader(
     num_workers: int = 0,
     prefetch_factor: int | None = None,
     device: str = "cpu",
-) -> Any:
+    seed: int | None = None,
+) -> TrainLoader:
     """Endless batches of shuffled, mapped images, as lists.
 
     Args:
         dataset: detectron2's dicts.
-        mapper: called with a dict, in a worker.
+        mapper: called with a dict, in a worker, with random streams of its own for each image.
         total_batch_size: over all ranks.
-        sampler: None: all images in random order, again and again.
-        aspect_ratio_grouping: put no upright and lying images into one batch.
-        num_workers: processes per rank; 0 maps in this one.
+        sampler: the indices of this rank, without end. None: all images in random order, again
+            and again. A run is resumed exactly if it gives the same indices at each iteration.
+        aspect_ratio_grouping: put no upright and lying images into one batch; needs width and
+            height in the dicts.
+        num_workers: processes per rank; 0 maps in this one. It does not change what comes.
         prefetch_factor: images that each worker has ready; None: torch's 2.
         device: where the model is. Images are pinned for "cuda", so that copies need not wait.
+        seed: of order and augmentation. None or negative: one that the ranks agree on is drawn
+            from numpy's global generator.
+
+    Raises:
+        DatasetError: no image, or one without size where they are to be grouped.
+        ValueError: a batch size that the processes cannot share.
     """
-    return detectron2_data.build_detection_train_loader(
+    if not len(dataset):
+        raise DatasetError("the training data set has no image")
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    world_size = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world_size:
+        raise ValueError(
+            f"`total_batch_size` (={total_batch_size}) must be a positive multiple of the number "
+            f"of processes ({world_size})"
+        )
+    return TrainLoader(
         dataset,
-        mapper=mapper,
-        total_batch_size=total_batch_size,
+        mapper,
+        total_batch_size // world_size,
+        comm.shared_random_seed() if seed is None or seed < 0 else seed,
         sampler=sampler,
-        aspect_ratio_grouping=aspect_ratio_grouping,
+        groups=_orientations(dataset) if aspect_ratio_grouping else None,
         num_workers=num_workers,
-        prefetch_factor=prefetch_factor if num_workers else None,
+        prefetch_factor=prefetch_factor,
         pin_memory=_is_cuda(device),
     )
+
+
+def _orientations(dataset: Dataset) -> np.ndarray:
+    """(N,) uint8 by index: 1 for an image that is wider than high."""
+    if isinstance(dataset, CocoDataset):
+        sizes = dataset.image_sizes()
+    else:
+        samples = (dataset[index] for index in range(len(dataset)))
+        sizes = [(sample.get("width"), sample.get("height")) for sample in samples]
+    for index, (width, height) in enumerate(sizes):
+        if not width or not height:
+            raise DatasetError(
+                f"image {dataset[index].get('file_name', index)!r} has width {width!r} and height "
+                f"{height!r}; images are grouped by their aspect ratio and need both. Add them, "
+                "or set dataloader.train.aspect_ratio_grouping=False"
+            )
+    return np.fromiter((width > height for width, height in sizes), np.uint8, len(sizes))
 
 
 def build_detection_test_loader(
@@ -79,6 +124,7 @@ def build_detection_test_loader(
         # torch refuses both without workers.
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_signals_to_parent,
         pin_memory=_is_cuda(device),
     )
 

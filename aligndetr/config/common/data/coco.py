@@ -1,8 +1,8 @@
 """Loaders and evaluator for a COCO data set, with the reference's augmentations and batch size.
 
-`dataset` says which images and how large; a config that imports `dataloader` must import it too,
-and must have `train.output_dir` and `train.device`. With no path set, it is COCO 2017 under
-$DETECTRON2_DATASETS.
+`dataset` says which images and how large. A config that imports `dataloader` must import it too,
+and have `train.output_dir`, `train.device` and `train.seed`. With no path set, it is COCO 2017
+under $DETECTRON2_DATASETS.
 """
 
 import detectron2.data.transforms as T
@@ -71,6 +71,7 @@ dataloader.train = L(build_detection_train_loader)(
     total_batch_size=16,
     num_workers=16,
     device="${train.device}",
+    seed="${train.seed}",
 )
 
 dataloader.test = L(build_detection_test_loader)(

@@ -1,0 +1,32 @@
+"""Which signals end a data loading worker: its parent's alone.
+
+A scheduler or Ctrl-C signals all processes of a job. A worker that died of it would take the
+training down in the middle of a step, where the training itself saves a checkpoint first.
+"""
+
+import os
+import signal
+import threading
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+
+def leave_signals_to_parent(_worker_id: int = 0) -> None:
+    """To be called in a worker (`worker_init_fn` of a DataLoader)."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not tell who sent a signal
+        return
+    # By SIGTERM the parent ends a worker when it exits itself, and then waits for it.
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(parent,), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
