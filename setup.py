@@ -66,5 +66,6 @@ setup(
     extras_require={
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": ["hypothesis", "pytest>=8", "ruff"],
+        "predict": ["pandas", "supervision"],  # what detections can be converted to
     },
 )

@@ -42,7 +42,14 @@ EXCEPTIONS = {
         "aligndetr.config.save_config",
         "aligndetr.layers.check_backend_name",
         "aligndetr.layers.set_default_backend",
-    }
+    },
+    # A checkpoint is a model only together with the config in it or named beside it.
+    "aligndetr.inference": {
+        "aligndetr.config.apply_overrides",
+        "aligndetr.config.config_from_yaml",
+        "aligndetr.config.load_config",
+        "aligndetr.layers.set_default_backend",
+    },
 }
 # Configs and tools put the parts together and may import all of the library.
 CONFIG_FOLDERS = ("aligndetr/config/common", "projects/aligndetr/configs")

@@ -64,6 +64,8 @@ IMPORTED = [
     "aligndetr.engine.Trainer",
     "aligndetr.engine.do_test",
     "aligndetr.engine.do_train",
+    "aligndetr.inference.Predictor.from_checkpoint",
+    "aligndetr.inference.Predictor.from_config",
 ]
 
 ALIGN_DETR = "projects.aligndetr.modeling.AlignDETR"

@@ -67,7 +67,10 @@ class DetrDatasetMapper:
         Raises:
             DatasetError: the image is missing, broken, or of another size than the dict says.
         """
-        image = _read_image(dataset_dict)
+        return self.map_image(_read_image(dataset_dict), dataset_dict)
+
+    def map_image(self, image: Image.Image, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """As calling it, for an image that is decoded already: mode "RGB", EXIF rotation done."""
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         sample.setdefault("height", image.height)
         sample.setdefault("width", image.width)

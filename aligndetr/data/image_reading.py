@@ -35,11 +35,16 @@ def read_image(file_name: str | os.PathLike) -> Image.Image:
         Exception: the bytes are broken; Pillow's decoders raise almost anything.
     """
     with PathManager.open(str(file_name), "rb") as file:
-        image = detection_utils._apply_exif_orientation(Image.open(file))
-        if image.mode != "RGB":  # convert() would copy
-            return image.convert("RGB")
-        image.load()
-        return image
+        return to_rgb(Image.open(file))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image, in mode "RGB", turned as its EXIF orientation says."""
+    image = detection_utils._apply_exif_orientation(image)
+    if image.mode != "RGB":  # convert() would copy
+        return image.convert("RGB")
+    image.load()
+    return image
 
 
 class PillowInput(T.AugInput):

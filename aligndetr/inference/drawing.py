@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from aligndetr.utils.files import atomic_path
 
 Color = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
 # Okabe and Ito's palette for colour-blind readers without black, in an order that stands out
 # from vegetation and asphalt (https://jfly.uni-koeln.de/color/).
@@ -54,13 +55,18 @@ class DrawnBoxes:
             )
 
 
-def draw_boxes(image: np.ndarray, drawn: DrawnBoxes, scale: float = 1.0) -> Image.Image:
+def draw_boxes(
+    image: np.ndarray, drawn: DrawnBoxes, scale: float = 1.0, line_width: int = 2
+) -> Image.Image:
     """Draw boxes on an enlarged copy of an image.
+
+    Captions are put where they cover no other one, as far as there is such a place.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         scale: pixels of the result per pixel of the image; lines and text are as thick whatever
             the scale, so that small objects stay visible.
+        line_width: of frames, in pixels of the result; the text is six times as high.
 
     Returns:
         An RGB image of about (H * scale, W * scale).
@@ -75,37 +81,74 @@ def draw_boxes(image: np.ndarray, drawn: DrawnBoxes, scale: float = 1.0) -> Imag
         for class_id, crowd in zip(drawn.class_ids, drawn.crowd)
     ]
     for box, color in zip(boxes, colors):
-        _draw_frame(pen, box, color)
+        _draw_frame(pen, box, color, line_width)
     # All texts after all frames: no frame may cross a text.
+    taken: list[Rectangle] = []
     for box, color, caption in zip(boxes, colors, drawn.captions):
         if caption:
-            _draw_caption(pen, size, box, color, caption)
+            taken.append(_draw_caption(pen, size, box, color, caption, 6 * line_width, taken))
     return canvas
 
 
-def _draw_frame(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color) -> None:
+def _draw_frame(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, width: int) -> None:
     left, top, right, bottom = box
     if right < left or bottom < top:
         raise ValueError(f"cannot draw box {box.tolist()}; expected xyxy with x0 <= x1, y0 <= y1")
     # A dark rim on both sides keeps the frame visible on a ground of its own colour.
-    for outset, rim in ((1, INK), (-2, INK), (0, color), (-1, color)):
+    for outset, rim in ((1, INK), (-width, INK), *((-inset, color) for inset in range(width))):
         outer = (left - outset, top - outset, right + outset, bottom + outset)
         if outer[0] <= outer[2] and outer[1] <= outer[3]:
             pen.rectangle(outer, outline=rim)
 
 
 def _draw_caption(
-    pen: ImageDraw.ImageDraw, size: tuple[int, int], box: np.ndarray, color: Color, caption: str
-) -> None:
-    font = ImageFont.load_default(size=12)
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: np.ndarray,
+    color: Color,
+    caption: str,
+    font_size: int,
+    taken: Sequence[Rectangle],
+) -> Rectangle:
+    """Returns where it stands."""
+    font = ImageFont.load_default(size=font_size)
     text_left, text_top, text_right, text_bottom = pen.textbbox((0, 0), caption, font=font)
     width, height = text_right - text_left + 4, text_bottom - text_top + 4
-    # Above the box where there is room, else inside it; never beyond the image.
-    x = min(max(box[0] - 1, 0), max(size[0] - width, 0))
-    y = box[1] - height if box[1] >= height else box[1] + 1
-    y = min(max(y, 0), max(size[1] - height, 0))
+    places = _places_of_caption(box, width, height, size)
+    x, y = next((p for p in places if not _covers(p, width, height, taken)), places[0])
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
     pen.text((x + 2 - text_left, y + 2 - text_top), caption, font=font, fill=INK)
+    return x, y, x + width, y + height
+
+
+def _places_of_caption(
+    box: np.ndarray, width: float, height: float, size: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """Left top corners in the order of preference: above the box where there is room, else inside
+    it; then below it and along its sides. Never beyond the image."""
+    left, top, right, bottom = box
+    above = top - height if top >= height else top + 1
+    corners = [
+        (left - 1, above),
+        (right - width, above),
+        (left - 1, bottom),
+        (right - width, bottom),
+        (left - 1, top + 1),
+        *((right + 1, y) for y in np.arange(top, bottom, height)),
+        *((left - width - 1, y) for y in np.arange(top, bottom, height)),
+    ]
+    x_end, y_end = max(size[0] - width, 0), max(size[1] - height, 0)
+    return [(min(max(x, 0), x_end), min(max(y, 0), y_end)) for x, y in corners]
+
+
+def _covers(
+    corner: tuple[float, float], width: float, height: float, taken: Sequence[Rectangle]
+) -> bool:
+    x, y = corner
+    return any(
+        x < right and x + width > left and y < bottom and y + height > top
+        for left, top, right, bottom in taken
+    )
 
 
 @dataclass(frozen=True)

@@ -188,3 +188,21 @@ def test_predictions_of_a_model_are_drawn(tmp_path):
 def test_no_images_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="empty"):
         write_predictions(AlwaysThere(), [], dict, ["tree"], tmp_path / "p.png")
+
+
+def test_captions_of_boxes_at_one_place_do_not_cover_each_other():
+    at_one_place = [[20, 100, 180, 180]] * 4
+    texts = ["lorry 0.91", "bus 0.82", "tram 0.73", "car 0.64"]
+    drawn = boxes(*at_one_place, class_ids=[0, 1, 2, 3], captions=texts)
+    picture = np.asarray(draw_boxes(grey_image(240, 200), drawn))
+    alone = [
+        draw_boxes(grey_image(240, 200), boxes([20, 100, 180, 180], class_ids=[i], captions=[text]))
+        for i, text in enumerate(texts)
+    ]
+    for i, picture_alone in enumerate(alone):
+        color = np.array(PALETTE[i])
+        filled = (np.asarray(picture_alone) == color).all(-1).sum()
+        frame = (np.asarray(draw_boxes(grey_image(240, 200), boxes(at_one_place[0], class_ids=[i])))
+                 == color).all(-1).sum()  # fmt: skip
+        # All of the caption's ground is seen, whatever the captions after it.
+        assert (picture == color).all(-1).sum() >= (filled - frame) * 0.95

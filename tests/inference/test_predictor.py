@@ -1,0 +1,304 @@
+"""Predictor: the boxes that `--eval-only` evaluates, from a checkpoint and nothing else."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from aligndetr.checkpoint import Checkpointer, CheckpointError
+from aligndetr.config import apply_overrides, config_to_yaml, load_config
+from aligndetr.engine import build_model
+from aligndetr.engine.build import build_evaluation
+from aligndetr.evaluation import evaluate
+from aligndetr.inference import Predictor
+from tests.data.coco_json import COCO_TINY
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "projects/aligndetr/configs/aligndetr_demo.py")
+NAMES = ["cat", "bus", "cup"]
+SMALL = [
+    "train.device=cpu",
+    "train.ms_deform_attn=reference",
+    "dataset.test_short_edge=96",
+    "dataset.max_size=128",
+    "model.select_box_nums_for_evaluation=30",
+    "model.num_classes=3",
+]
+IMAGES = sorted(COCO_TINY.glob("train/*.jpg")) + sorted(COCO_TINY.glob("val/*.jpg"))
+
+
+class Averaged:
+    """Stands in for ModelEMA: other weights of the same model."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def state_dict(self):
+        return {name: tensor * 0.5 for name, tensor in self.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds model_final.pth with averaged weights, config and names; bare.pth with weights only."""
+    folder = tmp_path_factory.mktemp("predictor")
+    cfg = apply_overrides(load_config(CONFIG), SMALL)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for head in model.class_embed:  # scores that differ from each other
+        torch.nn.init.normal_(head.weight, std=0.4)
+    for head in model.bbox_embed:
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+    extra = {"config": config_to_yaml(cfg), "class_names": NAMES}
+    Checkpointer(model, str(folder), extra=extra, ema_state=Averaged(model)).save("model_final")
+    (folder / "bare").mkdir()
+    torch.save(dict(model.state_dict()), folder / "bare" / "bare.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return Predictor.from_checkpoint(folder / "model_final.pth", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(folder, predictor):
+    """A data set whose objects are a part of what the model finds, some of them moved a little."""
+    root, rng = folder / "data", np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    (root / "val").mkdir()
+    content = {"images": [], "annotations": []}
+    # Category ids with gaps: the labels are not the ids.
+    content["categories"] = [{"id": 7 * i + 5, "name": name} for i, name in enumerate(NAMES)]
+    for image_id, path in enumerate(IMAGES, start=3):
+        shutil.copy(path, root / "val" / path.name)
+        found = predictor(path, score_threshold=0)
+        height, width = found.image_size
+        content["images"].append(
+            {"id": image_id, "file_name": path.name, "height": height, "width": width}
+        )
+        for detection in list(found)[::3]:
+            x0, y0, x1, y1 = np.array(detection.box) + rng.uniform(-3, 3, 4)
+            annotation = {"bbox": [x0, y0, max(x1 - x0, 1), max(y1 - y0, 1)], "iscrowd": 0}
+            annotation |= {"image_id": image_id, "category_id": 7 * detection.class_id + 5}
+            content["annotations"].append(annotation | {"id": len(content["annotations"]) + 1})
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return root
+
+
+def evaluate_only(folder, data, out):
+    """AP and results as `--eval-only` gets them."""
+    options = [*SMALL, f"dataset.root={data}", f"train.output_dir={out}"]
+    cfg = apply_overrides(load_config(CONFIG), options)
+    model = build_model(cfg)
+    Checkpointer(model).load(str(folder / "model_final.pth"), checkpointables=[])
+    metrics = evaluate(model, *build_evaluation(cfg), NAMES)["bbox"]
+    return cfg, metrics, json.loads((out / "coco_instances_results.json").read_text())
+
+
+def test_ap_is_that_of_eval_only_to_every_digit(folder, data, predictor, tmp_path):
+    cfg, metrics, results = evaluate_only(folder, data, tmp_path)
+    assert 5 < metrics["AP"] < 95  # neither nothing nor all: it says something
+
+    content = json.loads((data / "annotations" / "instances_val.json").read_text())
+    paths = [data / "val" / image["file_name"] for image in content["images"]]
+    ours = [
+        result
+        for image, found in zip(content["images"], predictor(paths, score_threshold=0))
+        for result in found.to_coco(image["id"], [c["id"] for c in content["categories"]])
+    ]
+    assert ours == results
+
+    class Replay(torch.nn.Module):
+        """What the predictor found, through the evaluator."""
+
+        def forward(self, batch):
+            found = predictor(batch[0]["file_name"], score_threshold=0)
+            instances = Instances(found.image_size)
+            instances.pred_boxes = Boxes(torch.from_numpy(found.boxes))
+            instances.scores = torch.from_numpy(found.scores)
+            instances.pred_classes = torch.from_numpy(found.class_ids)
+            return [{"instances": instances}]
+
+    again = evaluate(Replay(), *build_evaluation(cfg), NAMES)["bbox"]
+    np.testing.assert_equal(again, metrics)  # to the last bit, and NaN is NaN
+
+
+def test_every_kind_of_input_gives_the_same_boxes(predictor):
+    path = IMAGES[1]
+    image = Image.open(path)
+    array = np.asarray(image)
+    tensor = torch.tensor(array).permute(2, 0, 1)
+    expected = predictor(path, 0)
+    assert len(expected) == 30
+    for given in (str(path), image, array, tensor, tensor / 255):
+        found = predictor(given, 0)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    assert not np.array_equal(predictor(array[..., ::-1], 0).boxes, expected.boxes)
+
+
+def test_a_list_is_answered_in_its_order_whatever_the_batch(predictor):
+    images = [IMAGES[0], IMAGES[2], IMAGES[0], IMAGES[1], IMAGES[2]]
+    alone = [predictor(image, 0) for image in images]
+    for batch_size in (1, 2, 5):
+        found = predictor(images, 0, batch_size=batch_size)
+        assert [f.file_name for f in found] == [str(image) for image in images]
+        for ours, expected in zip(found, alone, strict=True):
+            np.testing.assert_allclose(ours.boxes, expected.boxes, rtol=1e-3, atol=0.01)
+
+
+def test_a_stream_reads_no_more_than_a_batch_ahead(predictor):
+    taken = []
+
+    def images():
+        for path in IMAGES:
+            taken.append(path)
+            yield path
+
+    stream = predictor.stream(images())
+    next(stream)
+    assert len(taken) == 1
+
+
+def test_the_threshold_keeps_what_reaches_it(predictor):
+    everything = predictor(IMAGES[0], 0)
+    threshold = float(everything.scores[10])
+    certain = predictor(IMAGES[0], threshold)
+    assert 10 < len(certain) == (everything.scores >= threshold).sum() < 30
+    assert certain.scores.min() == everything.scores[10]
+
+
+def test_boxes_are_in_pixels_of_the_image_as_exif_turns_it(predictor, tmp_path):
+    upright = Image.open(IMAGES[1])
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 270 degrees to see it upright
+    lying.save(tmp_path / "lying.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    found, expected = predictor([tmp_path / "lying.png", tmp_path / "upright.png"], 0)
+    assert found.image_size == expected.image_size == upright.size[::-1]
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert found.plot().size == upright.size
+
+
+def test_averaged_weights_by_choice(folder, predictor):
+    averaged = Predictor.from_checkpoint(folder / "model_final.pth", ema=True)
+    name, trained = next(iter(predictor.model.named_parameters()))
+    torch.testing.assert_close(averaged.model.get_parameter(name), trained * 0.5)
+    with pytest.raises(CheckpointError, match="holds no averaged weights.*ema=False"):
+        Predictor.from_checkpoint(folder / "bare" / "bare.pth", CONFIG, overrides=SMALL, ema=True)
+
+
+def test_weights_alone_need_a_config_named(folder, predictor):
+    bare = folder / "bare" / "bare.pth"
+    with pytest.raises(CheckpointError, match=r"holds no config.*config=…"):
+        Predictor.from_checkpoint(bare)
+    found = Predictor.from_checkpoint(bare, CONFIG, overrides=SMALL, class_names=NAMES)
+    assert found(IMAGES[0], 0).to_coco() == predictor(IMAGES[0], 0).to_coco()
+    assert found.class_names == predictor.class_names == tuple(NAMES)
+
+
+def test_a_config_beside_the_weights_is_found(folder, tmp_path):
+    shutil.copy(folder / "bare" / "bare.pth", tmp_path)
+    cfg = apply_overrides(load_config(CONFIG), SMALL)
+    (tmp_path / "config.yaml").write_text(config_to_yaml(cfg))
+    assert len(Predictor.from_checkpoint(tmp_path / "bare.pth", class_names=NAMES).class_names) == 3
+
+
+def test_a_config_alone_says_that_the_weights_are_random(caplog):
+    with caplog.at_level(logging.WARNING):
+        predictor = Predictor.from_config(CONFIG, overrides=SMALL)
+    assert "random weights" in caplog.text
+    assert predictor.class_names == ("class_0", "class_1", "class_2")
+    assert len(predictor(IMAGES[0], 0)) == 30
+
+
+def test_coco_models_know_cocos_names():
+    options = [option for option in SMALL if "num_classes" not in option]
+    predictor = Predictor.from_config(CONFIG, overrides=[*options, "dataset.root=null"])
+    assert predictor.class_names[:3] == ("person", "bicycle", "car")
+
+
+def test_the_config_in_a_checkpoint_cannot_run_code(folder, tmp_path):
+    content = torch.load(folder / "model_final.pth", weights_only=True)
+    content["config"] = "model: {_target_: os.system, command: ls}"
+    torch.save(content, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"os.system.* is refused"):
+        Predictor.from_checkpoint(tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": NAMES[:2]}, "2 class names, but the model has 3 classes"),
+        ({"overrides": ["model.num_classes=4"]}, "3 class names, but the model has 4"),
+        ({"config": CONFIG, "overrides": [*SMALL, "model.num_classes=4"], "class_names": "abcd"},
+         r"trained on 3 classes, but the config says 4; add .*model.num_classes=3"),
+        ({"overrides": ["model.neck.num_outs=3"]}, "num_outs"),
+        ({"device": "gpu"}, "is not a device"),
+        ({"config": "no/such.py"}, "no/such.py"),
+        ({"overrides": ["model.neck.kernel_size=3"]}, "does not fit the model"),
+        ({"overrides": ["model.num_queries=50"]}, "does not fit the model"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_named(change, message, folder):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Predictor.from_checkpoint(folder / "model_final.pth", **change)
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({"model": {"head.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    with pytest.raises(FileNotFoundError, match=r"'no/such.pth' does not exist"):
+        Predictor.from_checkpoint("no/such.pth")
+    with pytest.raises(CheckpointError, match="text.pth' is not readable as data"):
+        Predictor.from_checkpoint(tmp_path / "text.pth")
+    with pytest.raises(CheckpointError, match="other.pth' does not fit the model"):
+        Predictor.from_checkpoint(
+            tmp_path / "other.pth", CONFIG, class_names=NAMES, overrides=SMALL
+        )
+
+
+def test_arguments_out_of_range_are_named(predictor):
+    with pytest.raises(ValueError, match="the list is empty"):
+        predictor([])
+    with pytest.raises(ValueError, match=r"`score_threshold` \(=30\) must be in \[0, 1\]"):
+        predictor(IMAGES[0], 30)
+    with pytest.raises(ValueError, match=r"`batch_size` \(=0\)"):
+        predictor(IMAGES, batch_size=0)
+
+
+def test_an_image_of_one_pixel_works_and_one_too_narrow_is_named(predictor):
+    found = predictor(np.zeros((1, 1, 3), np.uint8), 0)
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= 1).all()
+    with pytest.raises(ValueError, match=r"1 x 5000 pixels .* cannot be resized"):
+        predictor(np.zeros((5000, 1, 3), np.uint8))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/predict.md"])
+def test_the_python_of_the_docs_runs_as_printed(page, folder, tmp_path, monkeypatch):
+    pytest.importorskip("supervision")
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    for target in ("output/demo", "weights", "datasets/trees/val"):
+        (tmp_path / target).mkdir(parents=True)
+    shutil.copy(folder / "model_final.pth", "output/demo/model_final.pth")
+    shutil.copy(folder / "bare" / "bare.pth", "weights/weights.pth")
+    (tmp_path / "projects").symlink_to(ROOT / "projects")
+    for name in ("x0000_y0000", "x0000_y0250"):
+        Image.open(IMAGES[0]).save(f"datasets/trees/val/{name}.png")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert blocks
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert Image.open("found.png").size == Image.open(IMAGES[0]).size
