@@ -6,7 +6,8 @@ What is common to the sets is computed once for all of them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class BaseCriterion(nn.Module):
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
+        self._num_boxes_of_step: float | Tensor | None = None
 
     def forward(self, outputs: dict, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Unweighted losses of all layers.
@@ -86,14 +88,30 @@ class BaseCriterion(nn.Module):
         """Called by a model that is built with this criterion; any number of layers will do."""
 
     def count_boxes(self, outputs: dict, targets: list[dict[str, Tensor]]) -> float | Tensor:
-        """Number of objects per process, at least 1: the step's only all-reduce."""
-        count = float(sum(len(target["labels"]) for target in targets))
-        if not is_dist_avail_and_initialized():
-            return max(count, 1.0)
-        # Written and kept on the device: copying or reading it would make the host wait.
-        total = torch.full((), count, device=outputs["pred_logits"].device)
-        torch.distributed.all_reduce(total)
-        return (total / get_world_size()).clamp(min=1)
+        """Number of objects per process, at least 1: the step's only all-reduce.
+
+        Within `normalised_by` it is the number given there.
+        """
+        if self._num_boxes_of_step is not None:
+            return self._num_boxes_of_step
+        count = sum(len(target["labels"]) for target in targets)
+        return _mean_over_ranks(count, outputs["pred_logits"].device)
+
+    @contextmanager
+    def normalised_by(self, count: int, device: torch.device) -> Iterator[None]:
+        """Within it, losses are divided by `count` objects (of all that this process will see in
+        a step of several batches) in place of those of the batch. Added up over these batches,
+        the losses then are those of one large batch. A collective: all ranks must enter it.
+
+        Args:
+            count: of this process; averaged over all, at least 1.
+            device: that the model is on.
+        """
+        self._num_boxes_of_step = _mean_over_ranks(count, device)
+        try:
+            yield
+        finally:
+            self._num_boxes_of_step = None
 
     def prediction_sets(
         self, outputs: dict, targets: list[dict[str, Tensor]], num_boxes: float | Tensor
@@ -208,3 +226,12 @@ class BaseCriterion(nn.Module):
                 {"loss_class": loss_class, "loss_bbox": loss_bbox, "loss_giou": loss_giou}
             )
         return losses
+
+
+def _mean_over_ranks(count: int, device: torch.device) -> float | Tensor:
+    if not is_dist_avail_and_initialized():
+        return max(float(count), 1.0)
+    # Written and kept on the device: copying or reading it would make the host wait.
+    total = torch.full((), float(count), device=device)
+    torch.distributed.all_reduce(total)
+    return (total / get_world_size()).clamp(min=1)

@@ -1,9 +1,9 @@
 """Training: the loop, its hooks, its processes, and what is checked before it starts."""
 
+from .bad_steps import NonFiniteGradientError, NonFiniteLossError, NonFiniteStepError
 from .build import build_model, build_optimizer, create_ddp_model
 from .ema import ModelEMA
 from .launch import launch
-from .metrics import NonFiniteGradientError, NonFiniteLossError, NonFiniteStepError
 from .optim import backbone_lr_factor
 from .setup import check_run, setup
 from .train_loop import do_test, do_train, load_trained, rehearse

@@ -63,7 +63,8 @@ class EMAUpdater(HookBase):
         self._model = model
 
     def after_step(self) -> None:
-        self._ema.update(self._model)
+        if self.trainer.step_taken:  # a step that was left out counts for nothing
+            self._ema.update(self._model)
 
 
 class MemoryStats(HookBase):

@@ -1,107 +1,22 @@
-"""Losses on their way from the device to the log, and the alarm when one is not finite."""
+"""Losses on their way from the device to the log, and whether they are finite on all ranks."""
 
 from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from aligndetr.utils import is_dist_avail_and_initialized
-from aligndetr.utils.errors import NonFinitePredictionError
-
-_UNTOUCHED = "the weights are those of the iteration before and no checkpoint was written."
 
 
-def describe_batch(batch: list[dict]) -> str:
-    """The images of a batch for an error message: ids and file names."""
-    images = [f"{x.get('image_id', '?')} ({x.get('file_name', 'no file name')})" for x in batch]
-    return f"image{'s' * (len(images) != 1)} {', '.join(images)}"
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The total loss was NaN or infinite on at least one rank; the optimizer did not step."""
-
-    @classmethod
-    def from_all_ranks(
-        cls,
-        iteration: int,
-        losses: Mapping[str, Tensor],
-        batch: list[dict],
-        failure: NonFinitePredictionError | None = None,
-    ) -> "NonFiniteLossError":
-        """Collect what the ranks concerned saw. A collective: every rank must call it.
-
-        Args:
-            failure: what this rank has instead of losses.
-        """
-        report = None
-        if failure is not None:
-            report = f"rank {comm.get_rank()}: {failure}"
-        elif not sum(losses.values()).isfinite():
-            values = {name: loss.item() for name, loss in losses.items()}
-            report = f"rank {comm.get_rank()}: {values} on {describe_batch(batch)}"
-        lines = [line for line in comm.all_gather(report) if line is not None]
-        return cls(
-            f"the loss became NaN or infinite at iteration {iteration}; {_UNTOUCHED} Look at the "
-            "images below, or lower `optimizer.lr`, or switch `train.amp.enabled` off.\n"
-            + "\n".join(lines)
-        )
-
-
-class NonFiniteGradientError(FloatingPointError):
-    """The losses were finite but a gradient was not; the optimizer did not step."""
-
-    @classmethod
-    def from_all_ranks(
-        cls, iteration: int, losses: Mapping[str, Tensor], batch: list[dict], names: list[str]
-    ) -> "NonFiniteGradientError":
-        """Collect what the ranks saw. A collective: every rank must call it.
-
-        Args:
-            names: of the parameters concerned.
-        """
-        values = {name: loss.item() for name, loss in losses.items()}
-        lines = comm.all_gather(f"rank {comm.get_rank()}: {values} on {describe_batch(batch)}")
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return cls(
-            f"at iteration {iteration} the losses are finite, but the gradients of "
-            f"{', '.join(names[:3])}{more} are NaN, infinite or too large for a norm; "
-            f"{_UNTOUCHED} Lower `optimizer.lr`, or look for an operation whose derivative is "
-            "infinite (torch.autograd.set_detect_anomaly finds it).\n" + "\n".join(lines)
-        )
-
-
-class NonFiniteStepError(NonFinitePredictionError):
-    """A NonFinitePredictionError completed by what the model cannot know.
-
-    Attributes:
-        layer, batch_index: see NonFinitePredictionError.
-        iteration: counted from 0, as in metrics.json.
-        batch: the batch of this process.
-    """
-
-    def __init__(self, error: NonFinitePredictionError, iteration: int, batch: list[dict]):
-        super().__init__(error.layer, error.batch_index)
-        self.iteration = iteration
-        self.batch = batch
-
-    def __str__(self) -> str:
-        affected = describe_batch(self.batch[self.batch_index : self.batch_index + 1])
-        return (
-            f"{super().__str__()} This happened at iteration {self.iteration} with {affected}; "
-            f"in its batch: {describe_batch(self.batch)}."
-        )
-
-
-def finite_on_all_ranks(loss: Tensor) -> Tensor:
-    """Whether a 0-d loss is finite on every rank: 0-d bool on its device, not waited for.
+def finite_on_all_ranks(finite: Tensor) -> Tensor:
+    """Whether `finite`, 0-d and 0 or 1, is 1 on every rank: 0-d bool, not waited for.
 
     A collective when processes run together: every rank must call it.
     """
-    finite = loss.detach().isfinite().float()
     if is_dist_avail_and_initialized():
+        finite = finite.clone()
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
     return finite.bool()
 
@@ -126,8 +41,11 @@ class LossLog:
     def flush(self, storage: EventStorage | None) -> None:
         """Write to `storage` (None: nowhere) the mean over ranks of what was noted, and forget it.
 
-        Data time is the slowest rank's: all wait for it. One collective, one transfer.
+        Data time is the slowest rank's: all wait for it. One collective, one transfer. The ranks
+        must have noted the same iterations; if there are none, nothing happens.
         """
+        if not self._rows:
+            return
         rows = torch.stack(self._rows)
         data_times = rows.new_tensor(self._data_times)
         table = torch.cat([rows, data_times[:, None]], dim=1)

@@ -22,7 +22,9 @@ from aligndetr.config import save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import check_backend_name, set_default_backend
 
+from .gradients import check_clip_arguments
 from .launch import check_machines
+from .precision import check_amp_dtype
 
 COCO_NUM_CLASSES = 80
 """`model.num_classes` of the shipped configs: a default that own data may replace."""
@@ -37,9 +39,15 @@ WHOLE_NUMBERS = {
     "eval_period": (0, ", where 0 evaluates at the end only"),
     "checkpointer.period": (0, ", where 0 saves at the end only"),
     "checkpointer.max_to_keep": (1, ""),
+    "grad_accum_steps": (1, ""),
+    "max_bad_steps": (1, ", where 1 ends the run at the first"),
     "seed": (-1, ", where -1 draws a seed"),
 }
 TEXTS = ("output_dir", "device")
+# For configs that were saved before there were these keys.
+LATER_KEYS = {"amp.dtype": "bfloat16", "grad_accum_steps": 1, "max_bad_steps": 10}
+
+_MISSING = object()
 
 NOT_YET = ("train.wandb.enabled",)
 
@@ -105,6 +113,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         FileNotFoundError: `train.init_checkpoint` does not exist.
         FileExistsError: training would mix with what `train.output_dir` holds.
     """
+    add_later_keys(cfg)
     check_train_keys(cfg)
     complete_config(cfg, args)
     for key in NOT_YET:
@@ -167,6 +176,13 @@ def dataset_class_names(cfg: DictConfig, train: bool = True) -> list[str]:
     return found[0] if found else []
 
 
+def add_later_keys(cfg: DictConfig) -> None:
+    """Give the keys of `train` that an older config lacks their defaults."""
+    for key, value in LATER_KEYS.items():
+        if OmegaConf.select(cfg.train, key, default=_MISSING) is _MISSING:
+            OmegaConf.update(cfg.train, key, value, force_add=True)
+
+
 def check_train_keys(cfg: DictConfig) -> None:
     """Raise a ValueError unless the numbers and names of `cfg.train` are in their ranges."""
     for key, (least, meaning) in WHOLE_NUMBERS.items():
@@ -180,6 +196,9 @@ def check_train_keys(cfg: DictConfig) -> None:
     for key in TEXTS:
         if not cfg.train[key] or not isinstance(cfg.train[key], str):
             raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be a text and not empty")
+    check_amp_dtype(cfg.train.amp.dtype)
+    if cfg.train.clip_grad.enabled:
+        check_clip_arguments(cfg.train.clip_grad.params)
     check_backend_name(cfg.train.get("ms_deform_attn", "auto"))
 
 

@@ -176,6 +176,10 @@ def _build(cfg: DictConfig) -> tuple[nn.Module, Trainer, ModelEMA | None, Checkp
         amp=cfg.train.amp.enabled,
         clip_grad=cfg.train.clip_grad.params if cfg.train.clip_grad.enabled else None,
         log_period=cfg.train.log_period,
+        amp_dtype=cfg.train.amp.dtype,
+        grad_accum_steps=cfg.train.grad_accum_steps,
+        max_bad_steps=cfg.train.max_bad_steps,
+        report_dir=cfg.train.output_dir,
     )
     ema = build_model_ema(cfg, model)
     checkpointer = Checkpointer(

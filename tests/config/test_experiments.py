@@ -78,7 +78,9 @@ def test_values_of_the_reference():
         "output_dir": "./output/aligndetr_k2_r50_4scale_12ep",
         "init_checkpoint": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
         "max_iter": 90000,
-        "amp": {"enabled": False},
+        "amp": {"enabled": False, "dtype": "bfloat16"},
+        "grad_accum_steps": 1,
+        "max_bad_steps": 10,
         "ddp": {
             "broadcast_buffers": False,
             "find_unused_parameters": False,

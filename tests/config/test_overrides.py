@@ -143,7 +143,7 @@ def test_unknown_key_is_an_error_with_the_nearest_one(override, nearest):
         ("model.num_classes={a: 1}", "is no group"),
         ("train.amp.enabled=1", "is a switch"),
         ("train.amp.enabled=yes", "is a switch"),
-        ("train.amp=True", r"is a group .* \['train.amp.enabled'\]"),
+        ("train.amp=True", r"is a group .* \['train.amp.enabled', 'train.amp.dtype'\]"),
         ("train.amp=null", "is a group"),
         ("layers.0={_target_: os.system, command: ls}", "refused"),
         ("layers.0._target_=os.system", r"`layers\.0\._target_` .* is refused"),

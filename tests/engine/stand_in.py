@@ -97,7 +97,9 @@ def stand_in_config(output_dir, **train):
         "output_dir": str(output_dir),
         "init_checkpoint": "",
         "max_iter": 8,
-        "amp": {"enabled": False},
+        "amp": {"enabled": False, "dtype": "bfloat16"},
+        "grad_accum_steps": 1,
+        "max_bad_steps": 1,
         "ddp": {
             "broadcast_buffers": False,
             "find_unused_parameters": False,

@@ -38,7 +38,8 @@ def diverge(folder):
     torch.manual_seed(0)
     model = create_ddp_model(StandIn())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, Images(4, poisoned_id=5), optimizer)  # id 5: rank 1, second batch
+    # id 5: rank 1, second batch
+    trainer = Trainer(model, Images(4, poisoned_id=5), optimizer, max_bad_steps=1)
     vectors = []
     model.register_forward_pre_hook(
         lambda *_: vectors.append(nn.utils.parameters_to_vector(model.parameters()).clone())
@@ -60,7 +61,8 @@ class NaNPrediction(StandIn):
 def predict_nan(folder):
     """Train until rank 1 has predictions that are not finite; leave the error of each rank."""
     model = create_ddp_model(NaNPrediction())
-    trainer = Trainer(model, Images(4), torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, Images(4), optimizer, max_bad_steps=1)
     expected = (NonFiniteLossError, NonFiniteStepError)[comm.get_rank()]
     with pytest.raises(expected) as caught:
         trainer.train(0, 4)

@@ -8,14 +8,20 @@ train = {
     # A local file, detectron2://..., or "" for random weights.
     "init_checkpoint": "",
     "max_iter": 90000,
-    "amp": {"enabled": False},
+    # "bfloat16" needs no scaling of gradients; "float16" is for GPUs that lack it (before Ampere).
+    "amp": {"enabled": False, "dtype": "bfloat16"},
+    # Batches per optimizer step, one after another: k times `total_batch_size` images in the memory
+    # that one batch takes.
+    "grad_accum_steps": 1,
+    # A step whose loss or gradient is NaN or infinite is left out; so many in a row end the run.
+    "max_bad_steps": 10,
     # Arguments of DistributedDataParallel, but for fp16_compression: all-reduce in half precision.
     "ddp": {
         "broadcast_buffers": False,
         "find_unused_parameters": False,
         "fp16_compression": False,
     },
-    # `params` are arguments of torch.nn.utils.clip_grad_norm_.
+    # `params` are `max_norm` and `norm_type` of torch.nn.utils.clip_grad_norm_.
     "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
     "seed": -1,  # -1: a new one for every run
     # 20 iterations, an evaluation of 4 images after every 10: does all of it run?

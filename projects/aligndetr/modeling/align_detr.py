@@ -7,7 +7,8 @@ Boxes are cxcywh in [0, 1] of the unpadded image unless said otherwise.
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.modeling import detector_postprocess
@@ -141,6 +142,19 @@ class AlignDETR(nn.Module):
         if self.training:
             return self._losses(batched_inputs)
         return self._detections(batched_inputs)
+
+    @contextmanager
+    def losses_over(self, batches: Sequence[list[dict]]) -> Iterator[None]:
+        """Within it, the losses of each of `batches` sum up to those of one batch of all of them.
+
+        They are sums over objects divided by the number of objects, so that number has to be
+        known before the first. `Trainer` enters it for a step over several micro-batches; all
+        ranks must. What else depends on the batch (padding, the number of denoising groups)
+        stays that of each.
+        """
+        count = sum(len(x["instances"]) for batch in batches for x in batch)
+        with self.criterion.normalised_by(count, self.device):
+            yield
 
     def _losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         if not all("instances" in x for x in batched_inputs):
