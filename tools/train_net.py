@@ -2,6 +2,8 @@
 
 python tools/train_net.py --config-file projects/aligndetr/configs/NAME.py [--num-gpus N]
     [--resume] [--eval-only] [KEY=VALUE ...]
+
+The same under `torchrun --nproc-per-node N` or `srun`, without --num-gpus.
 """
 
 import argparse
@@ -17,17 +19,17 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from detectron2.engine import default_argument_parser
 
+from aligndetr import engine
 from aligndetr.config import apply_overrides, load_config
-from aligndetr.engine import do_test, do_train, launch, rehearse, setup
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = apply_overrides(load_config(args.config_file), args.opts)
-    setup(cfg, args)
+    engine.setup(cfg, args)
     if args.eval_only:
-        do_test(cfg)
+        engine.do_test(cfg)
     else:
-        do_train(cfg, resume=args.resume)
+        engine.do_train(cfg, resume=args.resume)
 
 
 if __name__ == "__main__":
@@ -35,16 +37,12 @@ if __name__ == "__main__":
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args()
     try:  # here as well, so that an error shows once and not once per process
+        engine.adopt_place(args)
         cfg = apply_overrides(load_config(args.config_file), args.opts)
-        rehearse(cfg, args)
+        engine.rehearse(cfg, args)
     except (ValueError, OSError) as error:  # what the user can mend needs no traceback
-        sys.exit(f"error: {error}")
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
+        sys.exit(f"error: {error}" if engine.speaks_for_machine() else 1)
+    engine.launch(
+        main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,),
         device=cfg.train.device,
-    )
+    )  # fmt: skip

@@ -5,7 +5,9 @@ from .build import build_model, build_optimizer, create_ddp_model
 from .ema import ModelEMA
 from .launch import launch
 from .optim import backbone_lr_factor
+from .place import adopt_place, speaks_for_machine
 from .setup import check_run, setup
+from .supervision import RankFailedError
 from .train_loop import do_test, do_train, load_trained, rehearse
 from .trainer import Trainer
 
@@ -14,7 +16,9 @@ __all__ = [
     "NonFiniteGradientError",
     "NonFiniteLossError",
     "NonFiniteStepError",
+    "RankFailedError",
     "Trainer",
+    "adopt_place",
     "backbone_lr_factor",
     "build_model",
     "build_optimizer",
@@ -26,4 +30,5 @@ __all__ = [
     "load_trained",
     "rehearse",
     "setup",
+    "speaks_for_machine",
 ]

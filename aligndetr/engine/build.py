@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -66,7 +67,7 @@ def create_ddp_model(
         # Newer torch has renamed the argument and warns of the old name.
         kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers", True)
     on_gpu = next(model.parameters()).is_cuda
-    device_ids = [comm.get_local_rank()] if on_gpu else None
+    device_ids = [torch.cuda.current_device()] if on_gpu else None
     ddp = DistributedDataParallel(model, device_ids=device_ids, **kwargs)
     if fp16_compression:
         ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)

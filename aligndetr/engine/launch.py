@@ -1,19 +1,29 @@
 """Starting the processes of a run: one per GPU, or several on the CPU.
 
 detectron2's `launch` takes NCCL wherever a GPU is present; here the device decides, so that
-`train.device=cpu` runs on any machine.
+`train.device=cpu` runs on any machine. Under torchrun and srun the processes are there already.
 """
 
 import os
+import signal
 import socket
+import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from .lifeline import OTHER_RANK_FAILED, Lifeline
+from .meeting import fresh_store
+from .place import Place, find_place
+from .supervision import supervise
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -30,8 +40,10 @@ def launch(
 ) -> None:
     """Call `main_func(*args)` in every process of this machine, and wait for all of them.
 
-    A single process in all is this one. If one of several fails, the others are ended and its
-    error is raised here.
+    A single process in all is this one. Where torchrun or srun has started the processes, each
+    calls `launch`, the place it was given counts, and the next four arguments do not.
+
+    If one process fails, the others end within a minute, see `Lifeline`.
 
     Args:
         main_func: importable, since the processes are spawned.
@@ -42,21 +54,42 @@ def launch(
         device: the model's device; "cuda" communicates by NCCL, others by Gloo. On the CPU the
             processes share the cores.
         timeout: of collective operations.
+
+    Raises:
+        RankFailedError: with the traceback of the process that failed first.
+        SystemExit: the processes ended with one exit code, for example after a signal.
     """
+    device_type = torch.device(device).type
+    place = find_place()
+    if place is not None:
+        record(_run)(place, main_func, args, device_type, timeout)
+        return
     check_machines(num_machines, machine_rank, dist_url)
-    world_size = num_processes * num_machines
-    if world_size == 1:
+    if num_processes * num_machines == 1:
         main_func(*args)
         return
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    worker_args = (main_func, world_size, num_processes, machine_rank, dist_url, args)
-    mp.start_processes(
+    places = [
+        Place(
+            rank=machine_rank * num_processes + local_rank,
+            world_size=num_processes * num_machines,
+            local_rank=local_rank,
+            local_size=num_processes,
+            init_method=dist_url,
+            starter="--num-gpus",
+        )
+        for local_rank in range(num_processes)
+    ]
+    errors = mp.get_context("spawn").SimpleQueue()
+    context = mp.start_processes(
         _worker,
-        args=(*worker_args, torch.device(device).type, timeout),
+        args=(places, main_func, args, device_type, timeout, errors),
         nprocs=num_processes,
         start_method="spawn",
+        join=False,
     )
+    supervise(context.processes, errors)
 
 
 def check_machines(num_machines: int, machine_rank: int, dist_url: str) -> None:
@@ -79,35 +112,76 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _worker(
-    local_rank: int,
+def _worker(local_rank: int, places: list[Place], *rest: Any) -> None:
+    """In a process of its own: it is reached by the signals of its starter alone.
+
+    (Ctrl-C goes to all processes of a terminal's group, and would come twice.)
+    """
+    os.setpgrp()
+    *arguments, errors = rest
+    try:
+        _run(places[local_rank], *arguments)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # what a shell says of it
+    except Exception:
+        errors.put((places[local_rank].rank, traceback.format_exc()[-20_000:]))
+        raise
+
+
+def _run(
+    place: Place,
     main_func: Callable,
-    world_size: int,
-    num_processes: int,
-    machine_rank: int,
-    dist_url: str,
     args: tuple[Any, ...],
     device_type: str,
     timeout: timedelta,
 ) -> None:
+    """Call `main_func(*args)` as one of the processes of a run."""
+    if place.world_size == 1:
+        main_func(*args)
+        return
     if device_type == "cuda":
-        torch.cuda.set_device(local_rank)
+        # A task of SLURM may see one GPU only, its own.
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     else:
-        torch.set_num_threads(max(1, available_cores() // num_processes))
+        torch.set_num_threads(max(1, available_cores() // place.local_size))
+    store, *_ = next(
+        dist.rendezvous(place.init_method, place.rank, place.world_size, timeout=timeout)
+    )
+    store.set_timeout(timeout)
     dist.init_process_group(
         backend="nccl" if device_type == "cuda" else "gloo",
-        init_method=dist_url,
-        world_size=world_size,
-        rank=machine_rank * num_processes + local_rank,
+        store=fresh_store(store, place.rank, place.world_size, timeout),
+        world_size=place.world_size,
+        rank=place.rank,
         timeout=timeout,
     )
+    comm.create_local_process_group(place.local_size)
+    url = urlsplit(place.init_method)
+    host = url.hostname or os.environ["MASTER_ADDR"]
+    lifeline = Lifeline(host, several_machines=place.world_size > place.local_size)
     try:
-        comm.create_local_process_group(num_processes)
-        comm.synchronize()
-        main_func(*args)
+        status = _exit_status(main_func, args)
         comm.synchronize()  # rank 0 still writes when the others are done
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # The process group stays: taking it down could wait for the others.
+        if lifeline.report(traceback.format_exc()).rank != place.rank:
+            sys.exit(OTHER_RANK_FAILED)
+        raise
+    lifeline.close()
+    dist.destroy_process_group()
+    if status:
+        sys.exit(status)
+
+
+def _exit_status(main_func: Callable, args: tuple[Any, ...]) -> int:
+    """What `main_func` hands to `sys.exit` as a number, which all ranks do together; else 0."""
+    try:
+        main_func(*args)
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        return end.code
+    return 0
 
 
 def available_cores() -> int:

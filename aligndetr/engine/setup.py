@@ -24,6 +24,7 @@ from aligndetr.layers import check_backend_name, set_default_backend
 
 from .gradients import check_clip_arguments
 from .launch import check_machines
+from .place import has_own_gpu
 from .precision import check_amp_dtype
 
 COCO_NUM_CLASSES = 80
@@ -119,7 +120,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     for key in NOT_YET:
         if OmegaConf.select(cfg, key):
             raise ValueError(f"{key}=True is not available yet; set {key}=False")
-    check_device(cfg.train.device, args.num_gpus)
+    check_device(cfg.train.device, 1 if has_own_gpu() else args.num_gpus)
     check_machines(args.num_machines, args.machine_rank, args.dist_url)
     if not args.eval_only:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)

@@ -1,6 +1,10 @@
 """Several processes on the CPU: they equal one, and fail together."""
 
 import json
+import os
+import signal
+import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,16 +13,17 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
 
 from aligndetr.checkpoint import read_checkpoint
 from aligndetr.engine import (
     NonFiniteLossError,
     NonFiniteStepError,
+    RankFailedError,
     Trainer,
     create_ddp_model,
     do_train,
     launch,
+    lifeline,
     setup,
 )
 from aligndetr.utils.errors import NonFinitePredictionError
@@ -84,7 +89,7 @@ def all_that_needs_two_processes(folder):
 def launched(tmp_path_factory):
     """Two processes, started once since that takes seconds: (folder, the error they ended with)."""
     folder = tmp_path_factory.mktemp("launched")
-    with pytest.raises(ProcessRaisedException) as caught:
+    with pytest.raises(RankFailedError) as caught:
         launch(
             all_that_needs_two_processes,
             2,
@@ -148,3 +153,33 @@ def test_auto_url_is_for_one_machine():
 def test_rank_of_a_machine_that_is_not_there(rank):
     with pytest.raises(ValueError, match=rf"--machine-rank \(={rank}\).*\(=2\)"):
         launch(print, 1, 2, rank, "tcp://127.0.0.1:12345", device="cpu")
+
+
+def lose_one():
+    """Rank 1 is killed while rank 0 waits for something that no broken connection ends."""
+    lifeline.GRACE = 0.5
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def test_a_killed_process_ends_the_others_within_a_minute(capfd):
+    start = time.monotonic()
+    with pytest.raises(RankFailedError, match="SIGKILL"):
+        launch(lose_one, 2, device="cpu")
+    assert time.monotonic() - start < 60
+    assert "time.sleep" not in capfd.readouterr().err
+
+
+def stop_together():
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(85))
+    comm.synchronize()
+    if comm.get_rank() == 0:
+        os.kill(os.getppid(), signal.SIGUSR1)
+    time.sleep(600)
+
+
+def test_signals_reach_every_process_and_their_exit_code_comes_back():
+    with pytest.raises(SystemExit) as caught:
+        launch(stop_together, 2, device="cpu")
+    assert caught.value.code == 85

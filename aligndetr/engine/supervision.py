@@ -1,0 +1,78 @@
+"""The parent of the processes of `--num-gpus`: passes signals on, and ends all if one fails."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
+
+from .lifeline import COLLECT, GRACE, OTHER_RANK_FAILED
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class RankFailedError(RuntimeError):
+    """A process of the run failed; the message is its traceback, or how it ended."""
+
+
+def supervise(processes: list[BaseProcess], errors: SimpleQueue) -> None:
+    """Wait until all have ended. If one fails, the others have `GRACE` seconds, then are killed.
+
+    Args:
+        processes: running, each in a process group of its own, so that a signal reaches them
+            through this process only.
+        errors: holds (rank, traceback) of those that failed by themselves.
+
+    Raises:
+        RankFailedError: one has failed.
+        SystemExit: none has failed, but some ended with an exit code of their own.
+    """
+    with _signals_passed_on_to(processes):
+        killed = _wait(processes)
+    if not errors.empty():
+        rank, text = errors.get()
+        raise RankFailedError(f"rank {rank} failed:\n\n{text}")
+    for process in processes:
+        if process.exitcode < 0 and process not in killed:
+            raise RankFailedError(
+                f"process {process.pid} was ended by {signal.Signals(-process.exitcode).name}; "
+                "SIGKILL often means that memory ran out"
+            )
+    codes = {abs(process.exitcode) for process in processes} - {0, OTHER_RANK_FAILED}
+    if codes:
+        raise SystemExit(max(codes))
+    if any(process.exitcode for process in processes):
+        raise RankFailedError("a process on another machine failed; its error stands above")
+
+
+def _wait(processes: list[BaseProcess]) -> list[BaseProcess]:
+    """Wait for the end of all; those that had to be killed."""
+    deadline, killed = None, []
+    while alive := [process for process in processes if process.is_alive()]:
+        timeout = None if deadline is None else max(0, deadline - time.monotonic())
+        if not connection.wait([process.sentinel for process in alive], timeout):
+            killed += alive
+            for process in alive:
+                process.kill()
+                process.join()
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + COLLECT + GRACE
+    return killed
+
+
+@contextlib.contextmanager
+def _signals_passed_on_to(processes: list[BaseProcess]) -> Iterator[None]:
+    def pass_on(signum: int, _frame: object) -> None:
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, signum)
+
+    earlier = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
+    try:
+        yield
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
