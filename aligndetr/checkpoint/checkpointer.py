@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ from torch import nn
 from aligndetr.utils.files import atomic_path
 
 from .loading import LoadReport, load_weights
-from .reading import CheckpointError, local_checkpoint, read_checkpoint
+from .reading import (
+    CheckpointError,
+    DamagedCheckpointError,
+    check_intact,
+    local_checkpoint,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
 PLAIN_TYPES = (torch.Tensor, str, int, float, bool, type(None))
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written: disk full, folder not writable. Earlier ones are whole."""
 
 
 class Checkpointer(FvcoreCheckpointer):
@@ -50,10 +61,15 @@ class Checkpointer(FvcoreCheckpointer):
         self.path_manager = PathManager
         self.extra = dict(extra or {})
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write `<save_dir>/<name>.pth` and name it in `last_checkpoint`; main process only.
+    def save(self, name: str, *, is_newest: bool = True, **kwargs: Any) -> None:
+        """Write `<save_dir>/<name>.pth`; main process only.
+
+        Args:
+            is_newest: name the file in `last_checkpoint`, from where a run is resumed.
+            kwargs: plain values that this file takes along.
 
         Raises:
+            CheckpointWriteError: the folder or the disk does not take it.
             FloatingPointError: a weight is NaN or infinite; nothing is written.
             TypeError: something is neither tensor nor plain value; nothing is written.
         """
@@ -65,8 +81,14 @@ class Checkpointer(FvcoreCheckpointer):
         _require_plain(data, "checkpoint")
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
-        _write_atomically(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(path.name)
+        try:
+            _write_atomically(path, lambda file: torch.save(data, file))
+            if is_newest:
+                self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError) as error:  # torch.save turns the former into the latter
+            raise CheckpointWriteError(
+                f"{str(path)!r} could not be written ({error}; {_free_space(path.parent)})"
+            ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Let `last_checkpoint` name this file."""
@@ -103,6 +125,44 @@ class Checkpointer(FvcoreCheckpointer):
             else:
                 logger.warning("%s has no state of %r, which starts anew", path, key)
         return checkpoint
+
+    def load_newest(self) -> dict[str, Any]:
+        """Load the newest checkpoint of `save_dir` that is whole; a warning names damaged ones.
+
+        Returns, Raises:
+            As `load`, and FileNotFoundError if there is none.
+        """
+        damage = None
+        for path in self._newest_first():
+            try:
+                check_intact(path)
+                content = self.load(path)
+            except DamagedCheckpointError as error:
+                logger.warning("%s; trying the one before it", error)
+                damage = damage or error
+                continue
+            if damage is not None:
+                logger.warning("Going on from %s instead; later steps are done again", path)
+            return content
+        raise damage or FileNotFoundError(f"no checkpoint in {self.save_dir!r}")
+
+    def _newest_first(self) -> Iterator[str]:
+        """The newest checkpoint, then those that were written before it, at last the best one."""
+        newest = Path(self.get_checkpoint_file())
+        yield str(newest)
+        before = _number(newest)
+        for path in sorted(newest.parent.glob("model_*.pth"), key=_number, reverse=True):
+            if _number(path) > -1 and (before == -1 or _number(path) < before):
+                yield str(path)
+        best = newest.with_name("model_best.pth")
+        if best.exists() and best != newest:
+            yield str(best)
+
+    def remove_half_written(self) -> None:
+        """Delete what runs that were killed while saving have left; main process only."""
+        if self.save_dir and self.save_to_disk:
+            for folder in Path(self.save_dir).glob(".model_*.*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _load_model(self, checkpoint: dict[str, Any], source: str, strict: bool) -> LoadReport:
         return load_weights(self.model, checkpoint, source, strict=strict)
@@ -148,18 +208,31 @@ class Checkpointer(FvcoreCheckpointer):
 
     def _newest_numbered(self) -> str:
         folder = Path(self.save_dir)
-        numbered = [p for p in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", p.stem)]
+        numbered = [path for path in folder.glob("model_*.pth") if _number(path) > -1]
         if not numbered:
             raise FileNotFoundError(
                 f"{str(folder)!r} has neither `last_checkpoint` nor a model_NUMBER.pth. Write the "
                 "name of the checkpoint to go on from into a file `last_checkpoint` there."
             )
-        newest = max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
+        newest = max(numbered, key=_number)
         logger.warning("%s has no `last_checkpoint`; taking %s", folder, newest.name)
         return str(newest)
 
 
-def _write_atomically(path: Path, write) -> None:
+def _number(path: Path) -> int:
+    """Of model_NUMBER.pth; -1 for other names."""
+    found = re.fullmatch(r"model_(\d+)\.pth", path.name)
+    return int(found[1]) if found else -1
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB free"
+    except OSError as error:
+        return str(error)
+
+
+def _write_atomically(path: Path, write: Callable) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         write(file)
         file.flush()

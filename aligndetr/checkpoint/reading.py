@@ -7,6 +7,8 @@ model zoo (read by an unpickler that knows arrays and plain containers, and noth
 import os
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlparse
@@ -21,6 +23,10 @@ REMOTE_SCHEMES = {"detectron2", "http", "https"}
 
 class CheckpointError(ValueError):
     """A weight file cannot be used: unreadable, unsafe, or not made for this model."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A weight file is cut short, or not what was written."""
 
 
 def local_checkpoint(path: str) -> str:
@@ -83,6 +89,23 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"checkpoint {path!r} is not readable as data: {str(error) or type(error).__name__}"
         ) from error
     return _with_model(content, path)
+
+
+def check_intact(path: str) -> None:
+    """Read a file of `torch.save` and compare its checksums, which `torch.load` does not do.
+
+    Raises:
+        DamagedCheckpointError: it is cut short, or a bit of it has changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path!r} is damaged: {error}") from error
+    if damaged is not None:
+        raise DamagedCheckpointError(f"checkpoint {path!r} is damaged: checksum of {damaged!r}")
 
 
 def _read_torch(path: str) -> Any:

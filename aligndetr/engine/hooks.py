@@ -3,9 +3,9 @@
 import datetime
 import logging
 import os
-import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,32 +29,6 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 
 
-class EvalHook(d2_hooks.EvalHook):
-    """detectron2's EvalHook, but a run that failed in its last step is not evaluated.
-
-    (It would be by the rank that failed alone, and the others would wait for it.)
-    """
-
-    def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
-
-
-class PeriodicCheckpointer(d2_hooks.PeriodicCheckpointer):
-    """detectron2's PeriodicCheckpointer, which also counts what an interrupted run has left.
-
-    Otherwise every `--resume` would keep `max_to_keep` more. A period of 0 saves at the end only.
-    """
-
-    def before_train(self) -> None:
-        super().before_train()
-        self.period = self.period or self.max_iter + 1
-        pattern = re.compile(rf"{re.escape(self.file_prefix)}_(\d+)\.pth")
-        files = Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth")
-        earlier = sorted(f for f in files if pattern.fullmatch(f.name))
-        self.recent_checkpoints = [str(f) for f in earlier]
-
-
 class EMAUpdater(HookBase):
     """Updates the averaged weights after each optimizer step."""
 
@@ -65,6 +39,30 @@ class EMAUpdater(HookBase):
     def after_step(self) -> None:
         if self.trainer.step_taken:  # a step that was left out counts for nothing
             self._ema.update(self._model)
+
+
+class PeriodicWriter(d2_hooks.PeriodicWriter):
+    """detectron2's PeriodicWriter, but a full disk does not end the run; it is said loudly."""
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period == 0 or (
+            self.trainer.iter == self.trainer.max_iter - 1
+        ):
+            for writer in self._writers:
+                self._attempt(writer, writer.write)
+
+    def after_train(self) -> None:
+        for writer in self._writers:
+            self._attempt(writer, writer.write)
+            self._attempt(writer, writer.close)
+
+    @staticmethod
+    def _attempt(writer: EventWriter, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            name = type(writer).__name__
+            logger.error("%s COULD NOT WRITE (%s); training goes on without it", name, error)
 
 
 class MemoryStats(HookBase):
@@ -188,6 +186,6 @@ def reporting_hooks(
     writers = build_writers(output_dir, max_iter, resume)
     return [
         MemoryStats(log_period, device),
-        d2_hooks.PeriodicWriter(writers, period=log_period),
+        PeriodicWriter(writers, period=log_period),
         CurvesPlotter(output_dir),
     ]

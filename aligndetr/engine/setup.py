@@ -6,6 +6,7 @@
 import argparse
 import logging
 import platform
+import secrets
 from pathlib import Path
 
 import torch
@@ -22,10 +23,13 @@ from aligndetr.config import save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import check_backend_name, set_default_backend
 
+from .determinism import make_deterministic
 from .gradients import check_clip_arguments
 from .launch import check_machines
 from .place import has_own_gpu
 from .precision import check_amp_dtype
+
+logger = logging.getLogger(__name__)
 
 COCO_NUM_CLASSES = 80
 """`model.num_classes` of the shipped configs: a default that own data may replace."""
@@ -45,8 +49,15 @@ WHOLE_NUMBERS = {
     "seed": (-1, ", where -1 draws a seed"),
 }
 TEXTS = ("output_dir", "device")
+YES_OR_NO = ("deterministic",)
 # For configs that were saved before there were these keys.
-LATER_KEYS = {"amp.dtype": "bfloat16", "grad_accum_steps": 1, "max_bad_steps": 10}
+LATER_KEYS = {
+    "amp.dtype": "bfloat16",
+    "grad_accum_steps": 1,
+    "max_bad_steps": 10,
+    "deterministic": False,
+    "checkpointer.best_metric": "bbox/AP",
+}
 
 _MISSING = object()
 
@@ -71,15 +82,18 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     output_dir = cfg.train.output_dir
     for name in ("fvcore", "detectron2", "aligndetr", "projects"):
         setup_logger(output_dir, distributed_rank=rank, name=name)
-    logger = logging.getLogger(__name__)
     logger.info("Rank %d of %d processes", rank, comm.get_world_size())
     logger.info("%s", describe_environment(cfg.train.device))
     logger.info("Command line: %s", args)
+    settle_seed(cfg, resume=args.resume)
     if comm.is_main_process() and not args.eval_only:
         path = Path(output_dir) / "config.yaml"
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
-    set_default_backend(cfg.train.get("ms_deform_attn", "auto"), cfg.train.device)
+    attention = cfg.train.get("ms_deform_attn", "auto")
+    if cfg.train.deterministic:
+        attention = make_deterministic(cfg.train.device, attention)
+    set_default_backend(attention, cfg.train.device)
     seed_all_rng(rank_seed(cfg))
 
 
@@ -93,10 +107,29 @@ def describe_environment(device: str) -> str:
     return f"Python {python}, torch {torch.__version__}, detectron2 {d2_version}; {where}"
 
 
-def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:
-    """Seed of this process: another one on each rank and after each resumption.
+def settle_seed(cfg: DictConfig, resume: bool = False) -> None:
+    """Where `train.seed` is -1, put the seed of the run there, the same on all ranks.
 
-    Without the latter a resumed run would see the images of its beginning again. None, where
+    So it is in the log, in config.yaml and in the checkpoints. A resumed run keeps the one that
+    its config.yaml has.
+    """
+    if cfg.train.seed >= 0:
+        logger.info("Seed %d", cfg.train.seed)
+        return
+    earlier = Path(cfg.train.output_dir) / "config.yaml"
+    seed = -1
+    if resume and comm.is_main_process() and earlier.exists():
+        seed = OmegaConf.select(OmegaConf.load(earlier), "train.seed", default=-1)
+    if seed < 0:
+        seed = secrets.randbelow(2**31)
+    cfg.train.seed = comm.all_gather(seed)[0]
+    logger.info("Seed %d, drawn; train.seed=%d repeats the run", cfg.train.seed, cfg.train.seed)
+
+
+def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:
+    """Seed of this process's random generators: another one on each rank and at each start.
+
+    (A resumed run goes on with the generators of its checkpoint where it can.) None, where
     `train.seed` is negative, lets `seed_all_rng` draw one.
     """
     if cfg.train.seed < 0:
@@ -200,6 +233,15 @@ def check_train_keys(cfg: DictConfig) -> None:
     check_amp_dtype(cfg.train.amp.dtype)
     if cfg.train.clip_grad.enabled:
         check_clip_arguments(cfg.train.clip_grad.params)
+    for key in YES_OR_NO:
+        if not isinstance(cfg.train[key], bool):
+            raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be True or False")
+    best = cfg.train.checkpointer.best_metric
+    if best is not None and (not isinstance(best, str) or "/" not in best):
+        raise ValueError(
+            f"`train.checkpointer.best_metric` (={best!r}) must be task/metric, such as 'bbox/AP', "
+            "or null, which keeps no model_best.pth"
+        )
     check_backend_name(cfg.train.get("ms_deform_attn", "auto"))
 
 

@@ -3,12 +3,15 @@
 import argparse
 import copy
 import logging
+from pathlib import Path
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.engine import hooks as d2_hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,8 +28,13 @@ from .build import (
     create_ddp_model,
 )
 from .ema import ModelEMA
-from .hooks import EMAUpdater, EvalHook, PeriodicCheckpointer, reporting_hooks
+from .evaluating import EvalHook
+from .hooks import METRICS_FILE, EMAUpdater, reporting_hooks
+from .metrics_file import cut_at
+from .run_state import RUN_KEY, restore_run_state
+from .saving import SaveHook
 from .setup import check_run, dataset_class_names, has_checkpoints, rank_seed
+from .signals import StopSignals
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -44,23 +52,32 @@ def do_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
 
     Args:
         cfg: as `setup` leaves it.
-        resume: go on from the last checkpoint in `output_dir`, with optimizer and schedule; if
-            there is none, start from `cfg.train.init_checkpoint`.
+        resume: go on from the last checkpoint in `output_dir` as if there had been no
+            interruption; if there is none, start from `cfg.train.init_checkpoint`.
 
     Returns:
         The trained model, without DDP.
+
+    Raises:
+        TrainingStopped: a SystemExit, after SIGTERM, SIGINT or SIGUSR1; a checkpoint is saved.
     """
     model, trainer, ema, checkpointer = _build(cfg)
     resume = resume and has_checkpoints(cfg.train.output_dir)
-    trainer.register_hooks(_hooks(cfg, model, ema, checkpointer, resume))
-    start_iter = _load(cfg, checkpointer, trainer, resume)
-    if start_iter >= cfg.train.max_iter:
-        logger.info("Nothing to train: all %d iterations are done", cfg.train.max_iter)
-        do_test(cfg, model)
-        return model
+    signals = StopSignals()
+    trainer.register_hooks(_hooks(cfg, model, ema, checkpointer, resume, signals))
+    start_iter, rest = _load(cfg, checkpointer, trainer, resume)
     seed_all_rng(rank_seed(cfg, start_iter))
     trainer.data_loader = instantiate(cfg.dataloader.train)
-    trainer.train(start_iter, cfg.train.max_iter)
+    if resume:
+        restore_run_state(rest.get(RUN_KEY), trainer.data_loader, trainer.device)
+        if comm.is_main_process():
+            cut_at(Path(cfg.train.output_dir) / METRICS_FILE, start_iter)
+    if start_iter >= cfg.train.max_iter:
+        logger.info("Nothing to train: all %d iterations are done", cfg.train.max_iter)
+        _finish(trainer, cfg.train.max_iter)
+        return model
+    with signals:
+        trainer.train(start_iter, cfg.train.max_iter)
     logger.info("Checkpoints, config.yaml, metrics.json and log.txt: %s", cfg.train.output_dir)
     return model
 
@@ -192,47 +209,66 @@ def _build(cfg: DictConfig) -> tuple[nn.Module, Trainer, ModelEMA | None, Checkp
     return model, trainer, ema, checkpointer
 
 
+def _finish(trainer: Trainer, max_iter: int) -> None:
+    """What follows the last step, for a run that was interrupted in it or after it."""
+    trainer.iter = trainer.start_iter = trainer.max_iter = max_iter
+    with EventStorage(max_iter) as trainer.storage:
+        trainer.before_train()
+        trainer.after_train()
+
+
 def _hooks(
     cfg: DictConfig,
     model: nn.Module,
     ema: ModelEMA | None,
     checkpointer: Checkpointer,
     resume: bool,
+    signals: StopSignals,
 ) -> list[HookBase]:
     """In this order: the time is taken first, what others have put to the log is written last."""
     train = cfg.train
     names = dataset_class_names(cfg)
     evaluation = build_evaluation(cfg)  # once, and now: its errors must not wait for hours
-    checkpointing = PeriodicCheckpointer(checkpointer, **train.checkpointer)
+    device = next(model.parameters()).device
+    saving = dict(train.checkpointer)
+    best_metric = saving.pop("best_metric", None)
+    saver = SaveHook(checkpointer, signals, device, **saving)
     models = _models_to_evaluate(cfg, model, ema)
     return [
         d2_hooks.IterationTimer(),
         d2_hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         *([] if ema is None else [EMAUpdater(ema, model)]),
-        *([checkpointing] if comm.is_main_process() else []),
-        EvalHook(train.eval_period, lambda: _evaluate(models, evaluation, names, train.device)),
-        *reporting_hooks(
-            train.output_dir,
-            train.max_iter,
-            train.log_period,
-            resume,
-            next(model.parameters()).device,
+        saver,
+        EvalHook(
+            train.eval_period,
+            lambda: _evaluate(models, evaluation, names, train.device),
+            saver,
+            device,
+            best_metric,
+            Path(train.output_dir) / METRICS_FILE,
         ),
+        *reporting_hooks(train.output_dir, train.max_iter, train.log_period, resume, device),
     ]
 
 
-def _load(cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, resume: bool) -> int:
-    """Load the checkpoint to start from; the iteration to start with, the same on all ranks."""
+def _load(
+    cfg: DictConfig, checkpointer: Checkpointer, trainer: Trainer, resume: bool
+) -> tuple[int, dict[str, Any]]:
+    """Load the checkpoint to start from.
+
+    Returns:
+        The iteration to start with, the same on all ranks, and what the checkpoint holds besides.
+    """
     start_iter = 0
     if resume:
-        checkpointer.load(checkpointer.get_checkpoint_file())
+        rest = checkpointer.load_newest()
         start_iter = trainer.iter + 1
     else:
-        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[], strict=False)
+        rest = checkpointer.load(cfg.train.init_checkpoint, checkpointables=[], strict=False)
     everywhere = comm.all_gather(start_iter)
     if len(set(everywhere)) > 1:
         raise ValueError(
             f"the processes would start at different iterations {everywhere}; every machine needs "
             f"the same checkpoints in `train.output_dir` (={cfg.train.output_dir!r})"
         )
-    return start_iter
+    return start_iter, rest

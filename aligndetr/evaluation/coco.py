@@ -156,8 +156,11 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
     def _write(self, results: list[dict[str, Any]]) -> None:
         path = Path(self._output_dir) / "coco_instances_results.json"
         logger.info("Saving results to %s", path)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(results))
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(results))
+        except OSError as error:  # a full disk must not end a training, nor cost its metrics
+            logger.error("%s COULD NOT BE WRITTEN: %s", path, error)
 
     def _json_file(self) -> str:
         if not hasattr(self._metadata, "json_file"):

@@ -23,10 +23,14 @@ train = {
     },
     # `params` are `max_norm` and `norm_type` of torch.nn.utils.clip_grad_norm_.
     "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
-    "seed": -1,  # -1: a new one for every run
+    # Of initial weights, order, augmentation and denoising; -1: one is drawn, logged and saved.
+    "seed": -1,
+    # Two runs of one seed are the same bits, on one machine and software; slower on a GPU.
+    "deterministic": False,
     # 20 iterations, an evaluation of 4 images after every 10: does all of it run?
     "fast_dev_run": {"enabled": False},
-    "checkpointer": {"period": 5000, "max_to_keep": 100},
+    # model_best.pth is the checkpoint with the highest `best_metric`; null keeps none.
+    "checkpointer": {"period": 5000, "max_to_keep": 100, "best_metric": "bbox/AP"},
     "eval_period": 5000,
     "log_period": 20,
     # `params` are arguments of wandb.init.
