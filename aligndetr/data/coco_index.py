@@ -137,7 +137,7 @@ def open_index(json_file: Path, image_root: Path) -> CocoIndex:
     folders = index_folders(json_file)
     index = _find_stamped(json_file, image_root, folders)
     if index is None:
-        folder = _first_writable(folders)
+        folder = first_writable(folders)
         with _locked(folder, json_file):
             index = _find_stamped(json_file, image_root, folders)
             if index is None:
@@ -149,7 +149,10 @@ def open_index(json_file: Path, image_root: Path) -> CocoIndex:
 def index_folders(json_file: Path) -> list[Path]:
     """Where an index of `json_file` may lie, in the order of preference."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return [json_file.parent / ".aligndetr", Path(cache) / "aligndetr"]
+    beside = json_file.parent
+    if beside.name != ".aligndetr":  # where converted jsons lie
+        beside /= ".aligndetr"
+    return [beside, Path(cache) / "aligndetr"]
 
 
 def _find_stamped(json_file: Path, image_root: Path, folders: list[Path]) -> CocoIndex | None:
@@ -264,7 +267,8 @@ def _write_stamp(folder: Path, json_file: Path, image_root: Path, stamp: dict[st
         (folder / Path(replaced).name).unlink(missing_ok=True)
 
 
-def _first_writable(folders: list[Path]) -> Path:
+def first_writable(folders: list[Path]) -> Path:
+    """The first of the folders that files can be written to; it is made if need be."""
     reasons = []
     for folder in folders:
         try:

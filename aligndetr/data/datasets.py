@@ -3,6 +3,7 @@
 Configs call `register_dataset` in the place of a name, so that a data set of one's own needs
 overrides and no Python:
 
+    dataset.root=…
     dataset.train_json=… dataset.train_images=… dataset.val_json=… dataset.val_images=…
 """
 
@@ -27,6 +28,7 @@ from .checks import DatasetError, log_box_problems
 from .coco_dataset import CocoDataset
 from .coco_index import open_index
 from .index_build import IndexInfo
+from .layouts import find_dataset
 
 SPLITS = ("train", "val")
 
@@ -51,7 +53,8 @@ def register_dataset(
     Args:
         split: "train" or "val".
         root: a folder in COCO layout: `annotations/instances_{split}2017.json` and `{split}2017/`,
-            or the same without the year.
+            or the same without the year; or as Roboflow exports COCO, or in YOLO's layout
+            (see `layouts`).
         json_file: COCO annotation file; goes before what `root` holds.
         image_root: folder that `file_name` in the json starts from; goes before what `root` holds.
 
@@ -68,7 +71,7 @@ def register_dataset(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {list(SPLITS)}")
     if root or json_file or image_root:
-        json_path, image_path = _find_paths(split, root, json_file, image_root)
+        json_path, image_path = find_dataset(split, root, json_file, image_root)
         _check_paths(split, json_path, image_path, remedy="Correct")
         name = _name_of(split, json_path, image_path)
         info = open_index(json_path, image_path).info
@@ -206,35 +209,6 @@ def _log_contents(name: str, dataset: CocoDataset) -> None:
     )
 
 
-def _find_paths(
-    split: str, root: str | None, json_file: str | None, image_root: str | None
-) -> tuple[Path, Path]:
-    """Absolute paths of the json and the images; what is not given is looked for under `root`."""
-    if root:
-        folder = Path(root).expanduser()
-        json_choices = [folder / "annotations" / f"instances_{split}{y}.json" for y in (2017, "")]
-        image_choices = [folder / f"{split}{year}" for year in (2017, "")]
-        json_file = json_file or _first_existing(json_choices, root)
-        image_root = image_root or _first_existing(image_choices, root)
-    if not (json_file and image_root):
-        given, missing = ("json", "images") if json_file else ("images", "json")
-        raise DatasetError(
-            f"dataset.{split}_{given} is given but dataset.{split}_{missing} is not; a data set "
-            f"needs both. Add dataset.{split}_{missing}=… or give dataset.root."
-        )
-    return tuple(Path(p).expanduser().absolute() for p in (json_file, image_root))
-
-
-def _first_existing(choices: list[Path], root: str) -> Path:
-    for path in choices:
-        if path.exists():
-            return path
-    raise DatasetError(
-        f"dataset.root={str(root)!r} is not in COCO layout: looked for "
-        f"{' and '.join(repr(str(path)) for path in choices)}"
-    )
-
-
 def _check_paths(split: str, json_file: Path, image_root: Path, remedy: str) -> None:
     """Raise unless both are there; the message ends with `remedy` and the config key."""
     if not json_file.is_file():
@@ -251,7 +225,7 @@ def _check_paths(split: str, json_file: Path, image_root: Path, remedy: str) -> 
 
 def _name_of(split: str, json_file: Path, image_root: Path) -> str:
     folder = json_file.parent
-    if folder.name == "annotations":
+    if folder.name in ("annotations", ".aligndetr"):
         folder = folder.parent
     digest = hashlib.sha256(f"{json_file}\0{image_root}".encode()).hexdigest()[:8]
     return f"{folder.name}_{split}_{digest}"

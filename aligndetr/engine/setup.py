@@ -26,6 +26,7 @@ from aligndetr.layers import check_backend_name, set_default_backend
 from .determinism import make_deterministic
 from .gradients import check_clip_arguments
 from .launch import check_machines
+from .length import FROM_DATA, set_length
 from .place import has_own_gpu
 from .precision import check_amp_dtype
 
@@ -77,6 +78,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: see `check_run`.
     """
+    length_is_open = cfg.train.max_iter is None
     check_run(cfg, args)
     rank = comm.get_rank()
     output_dir = cfg.train.output_dir
@@ -85,6 +87,8 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     logger.info("Rank %d of %d processes", rank, comm.get_world_size())
     logger.info("%s", describe_environment(cfg.train.device))
     logger.info("Command line: %s", args)
+    if length_is_open and not args.eval_only:
+        logger.info("`train.max_iter` follows the data: %d iterations", cfg.train.max_iter)
     settle_seed(cfg, resume=args.resume)
     if comm.is_main_process() and not args.eval_only:
         path = Path(output_dir) / "config.yaml"
@@ -157,6 +161,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     check_machines(args.num_machines, args.machine_rank, args.dist_url)
     if not args.eval_only:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
+        set_length(cfg)
         check_output_dir(cfg.train.output_dir, args.resume)
     elif not cfg.train.init_checkpoint:
         raise ValueError(
@@ -221,7 +226,8 @@ def check_train_keys(cfg: DictConfig) -> None:
     """Raise a ValueError unless the numbers and names of `cfg.train` are in their ranges."""
     for key, (least, meaning) in WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg.train, key)
-        if key == "checkpointer.max_to_keep" and value is None:  # keeps all
+        # Null: keeps all checkpoints, or follows the data.
+        if value is None and key in ("checkpointer.max_to_keep", *FROM_DATA):
             continue
         if type(value) is not int or value < least:
             raise ValueError(

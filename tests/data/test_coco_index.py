@@ -314,7 +314,7 @@ def test_where_nothing_can_be_written_the_cache_folder_serves(tiny, builds, tmp_
 
 def test_an_index_in_a_folder_one_cannot_write_to_is_used(tiny, builds, monkeypatch):
     path = open_index(*tiny).path
-    monkeypatch.setattr(coco_index, "_first_writable", None)
+    monkeypatch.setattr(coco_index, "first_writable", None)
     assert open_index(*tiny).path == path
 
 

@@ -2,7 +2,8 @@
 
 COCO 2017 is expected under $DETECTRON2_DATASETS. Your own data needs overrides only:
     dataset.train_json=... dataset.train_images=... dataset.val_json=... dataset.val_images=...
-(or dataset.root=... for a folder in COCO layout); `model.num_classes` follows the json.
+(or dataset.root=... for a folder in COCO's, Roboflow's or YOLO's layout); `model.num_classes`
+follows the data.
 """
 
 from aligndetr.config import get_config

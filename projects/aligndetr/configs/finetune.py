@@ -1,11 +1,12 @@
-"""AlignDETR R-50 on your own data: 5,000 iterations in the shape of 12 epochs. No published figure.
+"""AlignDETR R-50 on your own data, in the shape of 12 epochs on COCO. No published figure.
 
 python tools/train_net.py --num-gpus 1 --config-file projects/aligndetr/configs/finetune.py \
-    dataset.train_json=... dataset.train_images=... dataset.val_json=... dataset.val_images=... \
-    train.init_checkpoint=aligndetr_trained_on_coco.pth
+    dataset.root=... train.init_checkpoint=aligndetr_trained_on_coco.pth
 
-Without `train.init_checkpoint` only the backbone is pre-trained. Set `train.max_iter` to iterations
-per epoch (images / `dataloader.train.total_batch_size`) times epochs; the schedule follows it.
+`dataset.root` is a folder in COCO's, Roboflow's or YOLO's layout (docs/own_data.md). Without
+`train.init_checkpoint` only the backbone is pre-trained. The length follows the number of images:
+5,000 iterations, but 12 epochs at least, and no more than 100 epochs or 500 iterations. Setting
+`train.max_iter` overrides it; the schedule follows.
 """
 
 from aligndetr.config import coco_schedule
@@ -13,7 +14,6 @@ from aligndetr.config import coco_schedule
 from .base import dataloader, dataset, model, optimizer, train  # noqa: F401
 
 _, lr_multiplier = coco_schedule(epochs=12, decay_epoch=11)
-train.max_iter = 5000
-train.eval_period = train.checkpointer.period = 500
+train.max_iter = train.eval_period = train.checkpointer.period = None  # from the data
 train.log_period = 20
 train.output_dir = "./output/finetune"

@@ -1,0 +1,57 @@
+"""COCO jsons made of other annotations: written once, and anew when these have changed."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from aligndetr.utils.files import atomic_path
+
+from .coco_index import first_writable, index_folders
+
+FORMAT = "v1"
+"""Part of what a name is made of: another way of converting gets other names."""
+
+logger = logging.getLogger(__name__)
+
+
+def converted_json(
+    root: Path, name: str, sources: Iterable[Path], convert: Callable[[], dict[str, Any]]
+) -> Path:
+    """The COCO json made by `convert` from `sources` as they are now.
+
+    It lies in `.aligndetr` in `root` or, where nothing can be written, in the cache folder of the
+    user. Its name changes with the paths, sizes and times of the sources, so no content has to be
+    read to see that it is up to date. Processes that convert at the same time write the same.
+
+    Args:
+        root: of the data set.
+        name: how the file's name begins.
+        sources: all files that the content depends on.
+        convert: makes the content.
+    """
+    digest = hashlib.sha256(f"{FORMAT}\0{root}".encode())
+    for path in sources:
+        digest.update(f"\0{path}\0{state_of(path)}".encode())
+    file_name = f"{name}-{digest.hexdigest()[:16]}.json"
+    folders = index_folders(root / file_name)
+    for folder in folders:
+        if (folder / file_name).is_file():
+            return folder / file_name
+    content = convert()
+    path = first_writable(folders) / file_name
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+    logger.info("%s, read as COCO: %s", root, path)
+    return path
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """Size and time of change; of a file that is not there, two zeros."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns

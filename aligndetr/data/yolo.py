@@ -1,0 +1,188 @@
+"""Data sets in YOLO's layout as COCO jsons.
+
+`data.yaml` says where the images of a split are and what the classes are called. The labels of
+`images/a/b.jpg` are in `labels/a/b.txt`, one object per line, its numbers as fractions of the
+image's width and height:
+
+    class x_center y_center width height          a box
+    class x1 y1 x2 y2 x3 y3 …                     a polygon, whose box is taken
+
+An image without a label file has no objects. Pictures are counted from 1 in the order of their
+paths; category ids are YOLO's class numbers.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from .checks import DatasetError
+from .converted import converted_json
+
+YAML_NAME = "data.yaml"
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+TOLERANCE = 1e-3
+"""By how much a fraction may leave [0, 1]; more means that it is none."""
+
+EXIF_ORIENTATION = 0x0112
+
+
+def yolo_as_coco(root: Path, split: str) -> Path:
+    """The split of a YOLO data set as a COCO json, whose file names start from `root`.
+
+    Args:
+        root: absolute; holds data.yaml.
+        split: "train" or "val".
+
+    Raises:
+        DatasetError: names the file and line: data.yaml lacks something, no image is there, one
+            cannot be read, or a label is not as above.
+    """
+    settings = _read_settings(root / YAML_NAME)
+    names = _class_names(settings, root / YAML_NAME)
+    images = _find_images(root, settings, split)
+    labels = [_label_file(image) for image in images]
+
+    def convert() -> dict[str, Any]:
+        content: dict[str, Any] = {"images": [], "annotations": []}
+        content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names)]
+        for image_id, (image, label_file) in enumerate(zip(images, labels, strict=True), start=1):
+            width, height = _image_size(image)
+            file_name = str(image.relative_to(root) if image.is_relative_to(root) else image)
+            content["images"].append(
+                {"id": image_id, "file_name": file_name, "width": width, "height": height}
+            )
+            for annotation in _read_labels(label_file, len(names), width, height):
+                number = len(content["annotations"]) + 1
+                content["annotations"].append({"id": number, "image_id": image_id} | annotation)
+        return content
+
+    return converted_json(root, f"yolo_{split}", [root / YAML_NAME, *images, *labels], convert)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{str(path)!r} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise DatasetError(f"{str(path)!r} must hold keys and values: train, val and names")
+    return settings
+
+
+def _class_names(settings: dict[str, Any], path: Path) -> list[str]:
+    names = settings.get("names")
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DatasetError(
+                f"`names` in {str(path)!r} has the numbers {list(names)}; number the classes from 0"
+            )
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DatasetError(f"{str(path)!r} has no `names`: a list of the classes' names")
+    if settings.get("nc", len(names)) != len(names):
+        raise DatasetError(
+            f"{str(path)!r} says nc={settings['nc']}, but lists {len(names)} names; correct one"
+        )
+    return [str(name) for name in names]
+
+
+def _find_images(root: Path, settings: dict[str, Any], split: str) -> list[Path]:
+    """Absolute paths in order, each once."""
+    yaml_file = str(root / YAML_NAME)
+    places = settings.get(split) or (settings.get("valid") if split == "val" else None)
+    if not places:
+        raise DatasetError(
+            f"{yaml_file!r} does not say where the {split} images are; add `{split}`"
+        )
+    found: set[Path] = set()
+    for place in [places] if isinstance(places, str) else places:
+        found |= set(_images_at(_resolve(root, settings.get("path"), str(place), yaml_file)))
+    if not found:
+        raise DatasetError(f"there is no image in {places!r}, the `{split}` of {yaml_file!r}")
+    return sorted(found)
+
+
+def _resolve(root: Path, base: Any, place: str, yaml_file: str) -> Path:
+    """Where data.yaml means: from its `path`, or from itself if the data have been moved.
+
+    Roboflow writes `../train/images` for a folder beside data.yaml.
+    """
+    bases = [*([root / str(base)] if base else []), root]
+    inside = Path(*[part for part in Path(place).parts if part != ".."])
+    choices = [b / place for b in bases] + [root / inside]
+    for path in choices:
+        if path.exists():
+            return Path(os.path.abspath(path))  # no `..`, but links stay: labels lie beside them
+    raise DatasetError(
+        f"{yaml_file!r} names {place!r}, but none of {sorted({str(p) for p in choices})} exists"
+    )
+
+
+def _images_at(place: Path) -> Iterator[Path]:
+    """Of a folder, with all below it, or of a text file that lists them."""
+    if place.is_dir():
+        return (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    lines = place.read_text(encoding="utf-8").splitlines()
+    return (Path(os.path.abspath(place.parent / line.strip())) for line in lines if line.strip())
+
+
+def _label_file(image: Path) -> Path:
+    """The last folder called images becomes labels; without one the labels lie beside."""
+    parts = list(image.with_suffix(".txt").parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Width and height, turned as the EXIF orientation says, from the head of the file."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except FileNotFoundError:
+        raise DatasetError(f"image {str(path)!r} does not exist") from None
+    except Exception as error:  # broken bytes make Pillow raise almost anything
+        raise DatasetError(
+            f"image {str(path)!r} cannot be read ({type(error).__name__}: {error}); replace or "
+            "remove it"
+        ) from error
+
+
+def _read_labels(path: Path, num_classes: int, width: int, height: int) -> Iterator[dict]:
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                yield _parse_label(line.split(), num_classes, width, height)
+            except ValueError as error:
+                raise DatasetError(f"{str(path)!r}, line {number} ({line!r}): {error}") from error
+
+
+def _parse_label(words: list[str], num_classes: int, width: int, height: int) -> dict[str, Any]:
+    """category_id, bbox, area, iscrowd, and of a polygon the segmentation, in pixels."""
+    class_number, *numbers = [float(word) for word in words]
+    if class_number not in range(num_classes):
+        raise ValueError(f"class {words[0]} is not in 0 … {num_classes - 1}")
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+        raise ValueError(
+            f"{len(words)} numbers; expected class x_center y_center width height, or class and "
+            "the corners of a polygon"
+        )
+    if not all(math.isfinite(n) and -TOLERANCE <= n <= 1 + TOLERANCE for n in numbers):
+        raise ValueError("coordinates must be fractions of the image's width and height")
+    annotation = {"category_id": int(class_number), "iscrowd": 0}
+    if len(numbers) == 4:
+        x, y, w, h = numbers
+        box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+    else:
+        xs, ys = [x * width for x in numbers[::2]], [y * height for y in numbers[1::2]]
+        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        annotation["segmentation"] = [[v for point in zip(xs, ys) for v in point]]
+    return annotation | {"bbox": box, "area": box[2] * box[3]}
