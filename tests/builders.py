@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from aligndetr.criterions import AlignDETRCriterion
 from aligndetr.layers import PositionEmbeddingSine
 from aligndetr.matchers import MixedMatcher
-from aligndetr.modeling import ChannelMapper
+from aligndetr.modeling import ChannelMapper, ResNet
 from projects.aligndetr.modeling import (
     AlignDETR,
     Transformer,
@@ -43,8 +43,8 @@ def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
     return torch.tensor(array, dtype=dtype)
 
 
-def tiny_backbone() -> ResNet:
-    """A detectron2 ResNet of bottleneck blocks [1, 2, 2, 1] and a quarter of R50's channels / 2."""
+def tiny_backbone(norm: str = "FrozenBN", use_checkpoint: bool = False) -> ResNet:
+    """A ResNet of bottleneck blocks [1, 2, 2, 1] and a quarter of R50's channels / 2."""
     stages, in_channels = [], 16
     for stage, num_blocks in enumerate([1, 2, 2, 1]):
         out_channels = 32 * 2**stage
@@ -56,13 +56,13 @@ def tiny_backbone() -> ResNet:
                 in_channels=in_channels,
                 bottleneck_channels=out_channels // 4,
                 out_channels=out_channels,
-                norm="FrozenBN",
+                norm=norm,
                 stride_in_1x1=False,
             )
         )
         in_channels = out_channels
-    stem = BasicStem(in_channels=3, out_channels=16, norm="FrozenBN")
-    return ResNet(stem, stages, out_features=["res3", "res4", "res5"], freeze_at=1)
+    stem = BasicStem(in_channels=3, out_channels=16, norm=norm)
+    return ResNet(stem, stages, out_features=RES, freeze_at=1, use_checkpoint=use_checkpoint)
 
 
 def tiny_model(

@@ -19,6 +19,7 @@ SAVED = [
     "aligndetr.criterions.TwoStageCriterion",
     "aligndetr.matchers.MixedMatcher",
     "aligndetr.modeling.ChannelMapper",
+    "aligndetr.modeling.ResNet",
     "aligndetr.layers.BaseTransformerLayer",
     "aligndetr.layers.FFN",
     "aligndetr.layers.MLP",

@@ -20,6 +20,7 @@ from .ms_deform_attn import (
     set_default_backend,
 )
 from .position_embedding import PositionEmbeddingSine, get_sine_pos_embed
+from .recompute import recompute
 from .transformer import BaseTransformerLayer, TransformerLayerSequence
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "masks_to_boxes",
     "multi_scale_deformable_attn",
     "multi_scale_deformable_attn_pytorch",
+    "recompute",
     "set_default_backend",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .recompute import recompute
+
 OPERATIONS = ("self_attn", "cross_attn", "norm", "ffn")
 ATTENTIONS = ("self_attn", "cross_attn")
 
@@ -139,11 +141,18 @@ class TransformerLayerSequence(nn.Module):
         transformer_layers: one layer, copied `num_layers` times (copies start with equal
             weights: initialise after building), or a list of `num_layers` layers.
         num_layers: number of layers.
+        use_checkpoint: `run_layer` keeps only the inputs of a layer in training, see `recompute`.
     """
 
-    def __init__(self, transformer_layers: nn.Module | Sequence[nn.Module], num_layers: int):
+    def __init__(
+        self,
+        transformer_layers: nn.Module | Sequence[nn.Module],
+        num_layers: int,
+        use_checkpoint: bool = False,
+    ):
         super().__init__()
         self.num_layers = num_layers
+        self.use_checkpoint = use_checkpoint
         if isinstance(transformer_layers, nn.Module):
             self.layers = _copies(transformer_layers, num_layers)
         else:
@@ -153,6 +162,12 @@ class TransformerLayerSequence(nn.Module):
                     f"`num_layers` is {num_layers}"
                 )
             self.layers = nn.ModuleList(transformer_layers)
+
+    def run_layer(self, layer: nn.Module, *args, **kwargs) -> Tensor:
+        """`layer(*args, **kwargs)`, recomputed in the backward pass with `use_checkpoint`."""
+        if self.use_checkpoint:
+            return recompute(layer, *args, **kwargs)
+        return layer(*args, **kwargs)
 
 
 def _one_each(attn, num_attn: int, operation_order: tuple[str, ...]) -> list[nn.Module]:

@@ -7,12 +7,14 @@ from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
 from .postprocess import select_top_predictions
 from .proposals import propose_from_tokens
+from .resnet import ResNet
 
 __all__ = [
     "ChannelMapper",
     "DenoisingQueries",
     "FeatureLevels",
     "LevelPositions",
+    "ResNet",
     "encoder_reference_points",
     "make_denoising_queries",
     "padding_masks",

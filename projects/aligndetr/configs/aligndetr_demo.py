@@ -6,10 +6,12 @@ make demo, or: python tools/prepare_demo_data.py
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from aligndetr.modeling import ResNet
 
 from .base import dataloader, dataset, model, optimizer, train
 from .models.aligndetr_r50 import BASE_WEIGHTS as _BASE_WEIGHTS

@@ -32,6 +32,7 @@ class TransformerDecoder(TransformerLayerSequence):
         return_intermediate: must be True, every layer is supervised; kept as a published key.
         num_feature_levels: L.
         look_forward_twice: pass each refined box with its gradient to the next layer's prediction.
+        use_checkpoint: compute the layers again in the backward pass, to save memory.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TransformerDecoder(TransformerLayerSequence):
         return_intermediate: bool = True,
         num_feature_levels: int = 4,
         look_forward_twice: bool = True,
+        use_checkpoint: bool = False,
     ):
         if not return_intermediate:
             raise ValueError(
@@ -78,6 +80,7 @@ class TransformerDecoder(TransformerLayerSequence):
                 operation_order=("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),
             ),
             num_layers=num_layers,
+            use_checkpoint=use_checkpoint,
         )
         self.embed_dim = embed_dim
         self.look_forward_twice = look_forward_twice
@@ -113,7 +116,8 @@ class TransformerDecoder(TransformerLayerSequence):
         states, references = [], []
         for index, layer in enumerate(self.layers):
             level_references = reference_points[:, :, None] * ratios
-            query = layer(
+            query = self.run_layer(
+                layer,
                 query,
                 key=memory,
                 value=memory,

@@ -21,6 +21,7 @@ class TransformerEncoder(TransformerLayerSequence):
         num_heads, feedforward_dim, attn_dropout, ffn_dropout, num_layers: of the layers.
         post_norm: one more LayerNorm after the last layer.
         num_feature_levels: L.
+        use_checkpoint: compute the layers again in the backward pass, to save memory.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class TransformerEncoder(TransformerLayerSequence):
         num_layers: int = 6,
         post_norm: bool = False,
         num_feature_levels: int = 4,
+        use_checkpoint: bool = False,
     ):
         super().__init__(
             transformer_layers=BaseTransformerLayer(
@@ -54,6 +56,7 @@ class TransformerEncoder(TransformerLayerSequence):
                 operation_order=("self_attn", "norm", "ffn", "norm"),
             ),
             num_layers=num_layers,
+            use_checkpoint=use_checkpoint,
         )
         self.embed_dim = embed_dim
         self.post_norm_layer = nn.LayerNorm(embed_dim) if post_norm else None
@@ -69,7 +72,8 @@ class TransformerEncoder(TransformerLayerSequence):
         """Tokens, positions (B, S, C), padding mask (B, S), reference points (B, S, L, 2) in [0, 1]
         to memory (B, S, C)."""
         for layer in self.layers:
-            tokens = layer(
+            tokens = self.run_layer(
+                layer,
                 tokens,
                 query_pos=positions,
                 query_key_padding_mask=padding_mask,

@@ -5,13 +5,13 @@ experiment is given another data set (see `projects/aligndetr/configs/base.py`).
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone import BasicStem
 from torch import nn
 
 from aligndetr.criterions import AlignDETRCriterion
 from aligndetr.layers import PositionEmbeddingSine
 from aligndetr.matchers import MixedMatcher
-from aligndetr.modeling import ChannelMapper
+from aligndetr.modeling import ChannelMapper, ResNet
 from projects.aligndetr.modeling import (
     AlignDETR,
     Transformer,
@@ -37,6 +37,7 @@ model = L(AlignDETR)(
         stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=False, norm="FrozenBN"),
         out_features=["res3", "res4", "res5"],
         freeze_at=1,
+        use_checkpoint=False,
     ),
     position_embedding=L(PositionEmbeddingSine)(
         num_pos_feats=128, temperature=10000, normalize=True, offset=-0.5
@@ -63,6 +64,7 @@ model = L(AlignDETR)(
             num_layers=6,
             post_norm=False,
             num_feature_levels="${..num_feature_levels}",
+            use_checkpoint=False,
         ),
         decoder=L(TransformerDecoder)(
             embed_dim=256,
@@ -73,6 +75,7 @@ model = L(AlignDETR)(
             num_layers=NUM_DECODER_LAYERS,
             return_intermediate=True,
             num_feature_levels="${..num_feature_levels}",
+            use_checkpoint=False,
         ),
         num_feature_levels=4,
         two_stage_num_proposals="${..num_queries}",
