@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from PIL import Image
 
 from .checks import DatasetError
+from .corrupt_images import CorruptImageError
 from .image_reading import PillowInput, read_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
@@ -65,7 +66,7 @@ class DetrDatasetMapper:
             none empty), `gt_classes` (N,) int64, and `gt_masks` if `mask_on`; crowd left out.
 
         Raises:
-            DatasetError: the image is missing, broken, or of another size than the dict says.
+            CorruptImageError: the image is missing, broken, or of another size than the dict says.
         """
         return self.map_image(_read_image(dataset_dict), dataset_dict)
 
@@ -114,18 +115,18 @@ def _read_image(dataset_dict: dict[str, Any]) -> Image.Image:
     try:
         image = read_image(dataset_dict["file_name"])
     except FileNotFoundError as error:
-        raise DatasetError(
+        raise CorruptImageError(
             f"{_describe(dataset_dict)} does not exist; restore the file or check the image "
             "folder (dataset.train_images, dataset.val_images)"
         ) from error
     except Exception as error:  # broken bytes make Pillow's decoders raise almost anything
-        raise DatasetError(
+        raise CorruptImageError(
             f"{_describe(dataset_dict)} cannot be read ({type(error).__name__}: {error}); "
             "replace the file or take the image out of the json"
         ) from error
     expected = (dataset_dict.get("width", image.width), dataset_dict.get("height", image.height))
     if expected != image.size:
-        raise DatasetError(
+        raise CorruptImageError(
             f"{_describe(dataset_dict)} is {image.width} x {image.height} pixels (width x height, "
             f"turned as its EXIF orientation says), but the json says {expected[0]} x "
             f"{expected[1]}; correct width and height in the json, and its boxes if they refer to "

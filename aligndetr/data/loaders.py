@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .checks import DatasetError
 from .coco_dataset import CocoDataset
+from .corrupt_images import ReplaceCorruptImages
 from .train_loader import TrainLoader
 from .worker_signals import leave_signals_to_parent
 
@@ -38,7 +39,8 @@ def build_detection_train_loader(
 
     Args:
         dataset: detectron2's dicts.
-        mapper: called with a dict, in a worker, with random streams of its own for each image.
+        mapper: called with a dict, in a worker, with random streams of its own for each image. One
+            that it cannot read is replaced, see `ReplaceCorruptImages`.
         total_batch_size: over all ranks.
         sampler: the indices of this rank, without end. None: all images in random order, again
             and again. A run is resumed exactly if it gives the same indices at each iteration.
@@ -66,7 +68,7 @@ def build_detection_train_loader(
         )
     return TrainLoader(
         dataset,
-        mapper,
+        ReplaceCorruptImages(mapper, dataset),
         total_batch_size // world_size,
         comm.shared_random_seed() if seed is None or seed < 0 else seed,
         sampler=sampler,

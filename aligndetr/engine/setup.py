@@ -58,6 +58,7 @@ LATER_KEYS = {
     "max_bad_steps": 10,
     "deterministic": False,
     "checkpointer.best_metric": "bbox/AP",
+    "max_corrupt_share": 0.05,
 }
 
 _MISSING = object()
@@ -236,6 +237,12 @@ def check_train_keys(cfg: DictConfig) -> None:
     for key in TEXTS:
         if not cfg.train[key] or not isinstance(cfg.train[key], str):
             raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be a text and not empty")
+    share = cfg.train.max_corrupt_share
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise ValueError(
+            f"`train.max_corrupt_share` (={share!r}) must be a number in [0, 1], a share of the "
+            "training images"
+        )
     check_amp_dtype(cfg.train.amp.dtype)
     if cfg.train.clip_grad.enabled:
         check_clip_arguments(cfg.train.clip_grad.params)

@@ -196,6 +196,7 @@ def _build(cfg: DictConfig) -> tuple[nn.Module, Trainer, ModelEMA | None, Checkp
         amp_dtype=cfg.train.amp.dtype,
         grad_accum_steps=cfg.train.grad_accum_steps,
         max_bad_steps=cfg.train.max_bad_steps,
+        max_corrupt_share=cfg.train.max_corrupt_share,
         report_dir=cfg.train.output_dir,
     )
     ema = build_model_ema(cfg, model)

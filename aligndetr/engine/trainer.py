@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from aligndetr.data import CorruptImages
 from aligndetr.utils.errors import NonFinitePredictionError
 
 from .bad_steps import BadSteps, MicroBatch
@@ -48,7 +49,8 @@ class Trainer(SimpleTrainer):
         grad_accum_steps: k, batches per step.
         max_bad_steps: that many steps in a row whose losses or gradients are not finite end the
             training; fewer are left out.
-        report_dir: where bad_steps.json goes; None: nowhere.
+        max_corrupt_share: if more of the images cannot be read, training ends.
+        report_dir: where bad_steps.json and corrupt_images.json go; None: nowhere.
 
     Attributes:
         step_taken: whether the optimizer has changed the weights in the last iteration.
@@ -66,6 +68,7 @@ class Trainer(SimpleTrainer):
         amp_dtype: str = "bfloat16",
         grad_accum_steps: int = 1,
         max_bad_steps: int = 10,
+        max_corrupt_share: float = 0.05,
         report_dir: str | None = None,
     ):
         super().__init__(model, data_loader, optimizer, gather_metric_period=log_period)
@@ -81,6 +84,7 @@ class Trainer(SimpleTrainer):
         self.grad_accum_steps = grad_accum_steps
         self.loss_log = LossLog()
         self.bad_steps = BadSteps(max_bad_steps, report_dir)
+        self.corrupt_images = CorruptImages(max_corrupt_share, report_dir)
         self.step_taken = False
 
     def run_step(self) -> None:
@@ -91,6 +95,8 @@ class Trainer(SimpleTrainer):
         Raises:
             NonFiniteLossError, NonFiniteGradientError, NonFiniteStepError: `max_bad_steps` in a
                 row; on every rank one of them.
+            DatasetError: more than `max_corrupt_share` of the images cannot be read; after the
+                step, on every rank.
         """
         assert self.model.training, "the model was left in eval mode"
         batches, data_time = self._next_batches()
@@ -111,6 +117,8 @@ class Trainer(SimpleTrainer):
         """The micro-batches of a step, and the seconds they were waited for."""
         start = time.perf_counter()
         batches = [next(self._data_loader_iter) for _ in range(self.grad_accum_steps)]
+        for batch in batches:
+            self.corrupt_images.take_notes(batch)
         return batches, time.perf_counter() - start
 
     def _forward_and_backward(
@@ -234,14 +242,16 @@ class Trainer(SimpleTrainer):
         self.loss_log.flush(storage)
         if storage is not None and self.bad_steps.total:
             storage.put_scalar("bad_steps", self.bad_steps.total, smoothing_hint=False)
+        self.corrupt_images.share()
 
     def state_dict(self) -> dict:
-        """Iteration, hooks, optimizer, gradient scaler and bad steps, as tensors and plain
-        values."""
+        """Iteration, hooks, optimizer, gradient scaler, bad steps and images, as tensors and
+        plain values."""
         return {
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "bad_steps": self.bad_steps.state_dict(),
+            "corrupt_images": self.corrupt_images.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping) -> None:
@@ -255,6 +265,8 @@ class Trainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(scaler_state)
         if bad_steps := state_dict.get("bad_steps"):
             self.bad_steps.load_state_dict(bad_steps)
+        if corrupt_images := state_dict.get("corrupt_images"):
+            self.corrupt_images.load_state_dict(corrupt_images)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

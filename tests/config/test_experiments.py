@@ -81,6 +81,7 @@ def test_values_of_the_reference():
         "amp": {"enabled": False, "dtype": "bfloat16"},
         "grad_accum_steps": 1,
         "max_bad_steps": 10,
+        "max_corrupt_share": 0.05,
         "ddp": {
             "broadcast_buffers": False,
             "find_unused_parameters": False,

@@ -100,6 +100,7 @@ def stand_in_config(output_dir, **train):
         "amp": {"enabled": False, "dtype": "bfloat16"},
         "grad_accum_steps": 1,
         "max_bad_steps": 1,
+        "max_corrupt_share": 0.05,
         "ddp": {
             "broadcast_buffers": False,
             "find_unused_parameters": False,

@@ -8,6 +8,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
+from aligndetr.data import CorruptImages, DatasetError
+from aligndetr.data.corrupt_images import NOTE
 from aligndetr.engine import NonFiniteLossError, create_ddp_model, launch
 from tests.builders import golden_tiny_model, random_batch
 from tests.engine.test_bad_steps import (
@@ -57,7 +59,19 @@ def leave_out_bad_steps(folder):
     Path(folder, f"error{rank}").write_text(str(caught.value))
 
 
+def share_corrupt_images(folder):
+    counter = CorruptImages(0.5, folder)
+    note = {"image_id": 7, "file_name": "7.png", "error": "broken", "images": 3}
+    counter.take_notes([{NOTE: [note]}] if comm.get_rank() == 1 else [{}])
+    counter.share()
+    assert list(counter.found) == ["7.png"]
+    counter.take_notes([{NOTE: [{**note, "file_name": f"8{comm.get_rank()}.png"}]}])
+    with pytest.raises(DatasetError, match="3 of 3 training images"):
+        counter.share()
+
+
 def all_that_needs_two_ranks(folder):
+    share_corrupt_images(folder)
     accumulate(folder)
     leave_out_bad_steps(folder)
 

@@ -15,6 +15,9 @@ train = {
     "grad_accum_steps": 1,
     # A step whose loss or gradient is NaN or infinite is left out; so many in a row end the run.
     "max_bad_steps": 10,
+    # An image that cannot be read is replaced by another and listed in corrupt_images.json; if they
+    # are more than this share of the training images, the run ends.
+    "max_corrupt_share": 0.05,
     # Arguments of DistributedDataParallel, but for fp16_compression: all-reduce in half precision.
     "ddp": {
         "broadcast_buffers": False,
