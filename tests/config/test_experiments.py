@@ -89,8 +89,9 @@ def test_values_of_the_reference():
         },
         "clip_grad": {"enabled": True, "params": {"max_norm": 0.1, "norm_type": 2}},
         "seed": -1,
+        "deterministic": False,
         "fast_dev_run": {"enabled": False},
-        "checkpointer": {"period": 10000, "max_to_keep": 100},
+        "checkpointer": {"period": 10000, "max_to_keep": 100, "best_metric": "bbox/AP"},
         "eval_period": 5000,
         "log_period": 100,
         "wandb": {
