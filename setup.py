@@ -57,6 +57,7 @@ setup(
         "numpy",
         "opencv-python-headless",
         "pyarrow>=14",
+        "rich>=13",
         "scipy",
         "torch>=2.4",
         "torchvision>=0.19",
@@ -66,6 +67,9 @@ setup(
     extras_require={
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": ["hypothesis", "pytest>=8", "ruff"],
+        "mlflow": ["mlflow-skinny>=2.10"],  # train.mlflow; the server needs the whole mlflow
         "predict": ["pandas", "supervision"],  # what detections can be converted to
+        "slurm": ["submitit>=1.5"],  # tools/train_on_slurm.py
+        "wandb": ["wandb>=0.16"],  # train.wandb
     },
 )

@@ -104,7 +104,12 @@ def pins(name: str) -> dict[str, Requirement]:
 
 
 def test_every_requirement_has_a_tested_pin(requirements):
-    files = ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt")
+    files = (
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-bench.txt",
+        "requirements-trackers.txt",
+    )
     tested = {name: pin for file in files for name, pin in pins(file).items()}
     for requirement in requirements:
         (pin,) = tested[requirement.name].specifier

@@ -9,6 +9,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+METRICS_FILE = "metrics.json"
+
 
 def has_evaluation(metrics_json: Path, num_done: int) -> bool:
     """Whether the weights after `num_done` iterations were evaluated: a line has a "task/metric".

@@ -29,6 +29,7 @@ from .launch import check_machines
 from .length import FROM_DATA, set_length
 from .place import has_own_gpu
 from .precision import check_amp_dtype
+from .trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,6 @@ LATER_KEYS = {
 }
 
 _MISSING = object()
-
-NOT_YET = ("train.wandb.enabled",)
 
 
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -154,10 +153,8 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """
     add_later_keys(cfg)
     check_train_keys(cfg)
+    check_trackers(cfg.train)
     complete_config(cfg, args)
-    for key in NOT_YET:
-        if OmegaConf.select(cfg, key):
-            raise ValueError(f"{key}=True is not available yet; set {key}=False")
     check_device(cfg.train.device, 1 if has_own_gpu() else args.num_gpus)
     check_machines(args.num_machines, args.machine_rank, args.dist_url)
     if not args.eval_only:

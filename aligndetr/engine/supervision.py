@@ -36,6 +36,8 @@ def supervise(processes: list[BaseProcess], errors: SimpleQueue) -> None:
         rank, text = errors.get()
         raise RankFailedError(f"rank {rank} failed:\n\n{text}")
     for process in processes:
+        if process.exitcode == -signal.SIGINT:  # the user's second Ctrl-C
+            raise SystemExit(128 + signal.SIGINT)
         if process.exitcode < 0 and process not in killed:
             raise RankFailedError(
                 f"process {process.pid} was ended by {signal.Signals(-process.exitcode).name}; "

@@ -29,9 +29,11 @@ from .build import (
 )
 from .ema import ModelEMA
 from .evaluating import EvalHook
-from .hooks import METRICS_FILE, EMAUpdater, reporting_hooks
-from .metrics_file import cut_at
+from .hooks import EMAUpdater
+from .metrics_file import METRICS_FILE, cut_at
+from .reporting import reporting_hooks
 from .run_state import RUN_KEY, restore_run_state
+from .run_table import images_per_step, run_table
 from .saving import SaveHook
 from .setup import check_run, dataset_class_names, has_checkpoints, rank_seed
 from .signals import StopSignals
@@ -76,6 +78,8 @@ def do_train(cfg: DictConfig, resume: bool = False) -> nn.Module:
         logger.info("Nothing to train: all %d iterations are done", cfg.train.max_iter)
         _finish(trainer, cfg.train.max_iter)
         return model
+    if comm.is_main_process():
+        logger.info("\n%s", run_table(cfg, model, trainer.data_loader))
     with signals:
         trainer.train(start_iter, cfg.train.max_iter)
     logger.info("Checkpoints, config.yaml, metrics.json and log.txt: %s", cfg.train.output_dir)
@@ -248,7 +252,7 @@ def _hooks(
             best_metric,
             Path(train.output_dir) / METRICS_FILE,
         ),
-        *reporting_hooks(train.output_dir, train.max_iter, train.log_period, resume, device),
+        *reporting_hooks(cfg, device, images_per_step(cfg), resume),
     ]
 
 

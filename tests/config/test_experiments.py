@@ -102,6 +102,10 @@ def test_values_of_the_reference():
                 "name": "aligndetr_experiment",
             },
         },
+        "mlflow": {
+            "enabled": False,
+            "params": {"tracking_uri": "", "experiment_name": "aligndetr", "run_name": ""},
+        },
         "model_ema": {
             "enabled": False,
             "decay": 0.999,

@@ -132,12 +132,6 @@ def test_evaluation_needs_weights(cfg):
         check_run(cfg, arguments(eval_only=True))
 
 
-def test_what_has_no_effect_yet_is_refused(cfg):
-    cfg.train.wandb.enabled = True
-    with pytest.raises(ValueError, match=r"train\.wandb\.enabled=True is not available yet"):
-        check_run(cfg, arguments())
-
-
 def test_number_of_classes_follows_the_data(own_data):
     complete_config(own_data, arguments())
     assert own_data.model.num_classes == 3

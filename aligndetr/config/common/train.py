@@ -45,6 +45,11 @@ train = {
             "name": "aligndetr_experiment",
         },
     },
+    # `params`: tracking_uri ("": $MLFLOW_TRACKING_URI), experiment_name, run_name ("": invented).
+    "mlflow": {
+        "enabled": False,
+        "params": {"tracking_uri": "", "experiment_name": "aligndetr", "run_name": ""},
+    },
     "model_ema": {
         "enabled": False,
         "decay": 0.999,
