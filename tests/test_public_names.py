@@ -33,6 +33,8 @@ SAVED = [
     "aligndetr.data.get_detection_dataset",
     "aligndetr.data.register_dataset",
     "aligndetr.engine.backbone_lr_factor",
+    "aligndetr.engine.cosine_lr",
+    "aligndetr.engine.multi_step_lr",
     "aligndetr.evaluation.COCOEvaluator",
 ]
 

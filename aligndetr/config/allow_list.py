@@ -43,6 +43,8 @@ FUNCTIONS = (
     "aligndetr.data.loaders.build_detection_test_loader",
     "aligndetr.data.loaders.build_detection_train_loader",
     "aligndetr.engine.optim.backbone_lr_factor",
+    "aligndetr.engine.schedule.cosine_lr",
+    "aligndetr.engine.schedule.multi_step_lr",
     "detectron2.data.build.build_detection_test_loader",
     "detectron2.data.build.build_detection_train_loader",
     "detectron2.data.build.get_detection_dataset_dicts",
@@ -53,7 +55,11 @@ FUNCTIONS = (
 # Other names of those functions, outside the packages above.
 FUNCTION_NAMES = (
     "aligndetr.engine.backbone_lr_factor",
+    "aligndetr.engine.cosine_lr",
+    "aligndetr.engine.multi_step_lr",
     "aligndetr.engine.optim.backbone_lr_factor",
+    "aligndetr.engine.schedule.cosine_lr",
+    "aligndetr.engine.schedule.multi_step_lr",
     "timm.create_model",
 )
 # Code of projects is the user's own, functions included.

@@ -6,6 +6,7 @@ from .ema import ModelEMA
 from .launch import launch
 from .optim import backbone_lr_factor
 from .place import adopt_place, speaks_for_machine
+from .schedule import cosine_lr, multi_step_lr
 from .setup import check_run, setup
 from .supervision import RankFailedError
 from .train_loop import do_test, do_train, load_trained, rehearse
@@ -23,11 +24,13 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "check_run",
+    "cosine_lr",
     "create_ddp_model",
     "do_test",
     "do_train",
     "launch",
     "load_trained",
+    "multi_step_lr",
     "rehearse",
     "setup",
     "speaks_for_machine",

@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .ema import ModelEMA
+from .length import images_per_step
+from .optim import scale_learning_rate
 from .setup import FAST_DEV_RUN_IMAGES
 
 logger = logging.getLogger(__name__)
@@ -39,13 +41,18 @@ def build_model_ema(cfg: DictConfig, model: nn.Module) -> ModelEMA | None:
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
-    """`cfg.optimizer` for a model that is not wrapped yet; `cfg` itself stays plain."""
+    """`cfg.optimizer` for a model that is not wrapped yet; `cfg` itself stays plain.
+
+    With `cfg.train.auto_scale_lr` its rates follow the images per step.
+    """
     params = instantiate({**_arguments(cfg.optimizer.params), "model": model})
     optimizer = instantiate({**_arguments(cfg.optimizer), "params": params})
     for group in optimizer.param_groups:
         for key, value in group.items():
             if isinstance(value, ListConfig):  # `betas`; a checkpoint holds plain values
                 group[key] = tuple(value)
+    if cfg.train.get("auto_scale_lr"):
+        scale_learning_rate(optimizer, images_per_step(cfg))
     return optimizer
 
 

@@ -7,6 +7,9 @@ from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
 
+REFERENCE_BATCH = 16
+"""Images per step that the learning rates of the configs are for."""
+
 
 def backbone_lr_factor(factor: float) -> Callable[[str], float]:
     """Scale the learning rate of the backbone.
@@ -32,6 +35,20 @@ def backbone_lr_factor(factor: float) -> Callable[[str], float]:
         return factor if "backbone" in parameter_name else 1.0
 
     return lr_factor
+
+
+def scale_learning_rate(optimizer: Optimizer, images_per_step: int) -> None:
+    """Make all rates `images_per_step` / 16 times what they are (Goyal et al., "Accurate, Large
+    Minibatch SGD", the linear scaling rule). Before a schedule takes them up."""
+    factor = images_per_step / REFERENCE_BATCH
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+    logger.info(
+        "Learning rates are multiplied by %g: a step takes %d images, not %d",
+        factor,
+        images_per_step,
+        REFERENCE_BATCH,
+    )
 
 
 def with_hyperparameters_of(optimizer: Optimizer, state: Mapping) -> dict:

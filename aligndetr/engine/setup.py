@@ -5,6 +5,7 @@
 
 import argparse
 import logging
+import math
 import platform
 import secrets
 from pathlib import Path
@@ -51,7 +52,7 @@ WHOLE_NUMBERS = {
     "seed": (-1, ", where -1 draws a seed"),
 }
 TEXTS = ("output_dir", "device")
-YES_OR_NO = ("deterministic",)
+YES_OR_NO = ("deterministic", "auto_scale_lr")
 # For configs that were saved before there were these keys.
 LATER_KEYS = {
     "amp.dtype": "bfloat16",
@@ -60,6 +61,8 @@ LATER_KEYS = {
     "deterministic": False,
     "checkpointer.best_metric": "bbox/AP",
     "max_corrupt_share": 0.05,
+    "max_epochs": None,
+    "auto_scale_lr": False,
 }
 
 _MISSING = object()
@@ -78,7 +81,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     Raises:
         ValueError, FileNotFoundError, FileExistsError: see `check_run`.
     """
-    length_is_open = cfg.train.max_iter is None
+    length_is_open = cfg.train.max_iter is None or cfg.train.get("max_epochs") is not None
     check_run(cfg, args)
     rank = comm.get_rank()
     output_dir = cfg.train.output_dir
@@ -159,7 +162,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     check_machines(args.num_machines, args.machine_rank, args.dist_url)
     if not args.eval_only:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
-        set_length(cfg)
+        set_length(cfg, args.opts)
         check_output_dir(cfg.train.output_dir, args.resume)
     elif not cfg.train.init_checkpoint:
         raise ValueError(
@@ -234,6 +237,12 @@ def check_train_keys(cfg: DictConfig) -> None:
     for key in TEXTS:
         if not cfg.train[key] or not isinstance(cfg.train[key], str):
             raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be a text and not empty")
+    epochs = cfg.train.max_epochs
+    if epochs is not None and (type(epochs) not in (int, float) or not 0 < epochs < math.inf):
+        raise ValueError(
+            f"`train.max_epochs` (={epochs!r}) must be a number greater than 0, or null, where "
+            "`train.max_iter` counts"
+        )
     share = cfg.train.max_corrupt_share
     if type(share) not in (int, float) or not 0 <= share <= 1:
         raise ValueError(

@@ -78,6 +78,8 @@ def test_values_of_the_reference():
         "output_dir": "./output/aligndetr_k2_r50_4scale_12ep",
         "init_checkpoint": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
         "max_iter": 90000,
+        "max_epochs": None,
+        "auto_scale_lr": False,
         "amp": {"enabled": False, "dtype": "bfloat16"},
         "grad_accum_steps": 1,
         "max_bad_steps": 10,

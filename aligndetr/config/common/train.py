@@ -8,6 +8,10 @@ train = {
     # A local file, detectron2://..., or "" for random weights.
     "init_checkpoint": "",
     "max_iter": 90000,
+    # Passes over the train data, in place of `max_iter`; null: `max_iter` counts.
+    "max_epochs": None,
+    # Multiply the learning rates by (images per step) / 16.
+    "auto_scale_lr": False,
     # "bfloat16" needs no scaling of gradients; "float16" is for GPUs that lack it (before Ampere).
     "amp": {"enabled": False, "dtype": "bfloat16"},
     # Batches per optimizer step, one after another: k times `total_batch_size` images in the memory
