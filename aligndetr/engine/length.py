@@ -66,9 +66,11 @@ def set_length(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 
 def _num_images(cfg: DictConfig, key: str) -> int:
     if cfg.dataloader.train.get("dataset") is None:
+        needed = (
+            "a whole number" if key == "max_iter" else "null and `train.max_iter` a whole number"
+        )
         raise ValueError(
-            f"`train.{key}` (={cfg.train[key]}) must follow the data, but there is no "
-            "`dataloader.train.dataset` whose size is known; set train.max_iter to a whole number "
-            "and train.max_epochs to null"
+            f"`train.{key}` (={cfg.train[key]}) must be {needed}, for there is no "
+            "`dataloader.train.dataset` whose size the length could follow"
         )
     return len(instantiate(cfg.dataloader.train.dataset))
