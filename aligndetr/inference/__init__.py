@@ -2,6 +2,7 @@
 
 from .detections import Detection, Detections
 from .drawing import DrawnBoxes, SheetRow, draw_boxes, draw_sheet
+from .files import find_images, predict_files
 from .images import ImageError, load_image
 from .predictions import write_predictions
 from .predictor import Predictor
@@ -15,6 +16,8 @@ __all__ = [
     "SheetRow",
     "draw_boxes",
     "draw_sheet",
+    "find_images",
     "load_image",
+    "predict_files",
     "write_predictions",
 ]

@@ -7,27 +7,32 @@ found.save("found.png")
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from aligndetr.checkpoint import CheckpointError, load_weights, local_checkpoint, read_checkpoint
-from aligndetr.config import apply_overrides, config_from_yaml, load_config
+from aligndetr.checkpoint import load_weights, local_checkpoint, read_checkpoint
+from aligndetr.config import apply_overrides
 from aligndetr.data import DetrDatasetMapper
 from aligndetr.layers import set_default_backend
 
 from .detections import Detections
 from .images import MAX_PIXELS, ImageError, ImageLike, load_image
+from .restoring import (
+    Config,
+    as_config,
+    averaged_weights,
+    check_classes,
+    choose_device,
+    choose_names,
+    find_config,
+)
 
 logger = logging.getLogger(__name__)
-
-Config = str | os.PathLike | DictConfig
 
 
 class Predictor:
@@ -42,6 +47,8 @@ class Predictor:
         mapper: of the test loader.
         class_names: in label order.
         max_pixels: larger images are refused before they are decoded.
+        backend: how deformable attention is computed, as of `train.ms_deform_attn`; None: as the
+            process does it.
     """
 
     def __init__(
@@ -50,11 +57,13 @@ class Predictor:
         mapper: DetrDatasetMapper,
         class_names: Sequence[str],
         max_pixels: int = MAX_PIXELS,
+        backend: str | None = None,
     ):
         self.model = model.eval().requires_grad_(False)
         self.mapper = mapper
         self.class_names = tuple(class_names)
         self.max_pixels = max_pixels
+        self.backend = backend
 
     @classmethod
     def from_checkpoint(
@@ -93,12 +102,12 @@ class Predictor:
                 f"checkpoint {path!r} does not exist (looked in {os.path.abspath(path)!r})"
             )
         checkpoint = read_checkpoint(local_checkpoint(path))
-        cfg = _load_config(config) if config is not None else _find_config(checkpoint, path)
+        cfg = as_config(config) if config is not None else find_config(checkpoint, path)
         predictor = cls._build(
             cfg, class_names or checkpoint.get("class_names"), device, overrides, max_pixels
         )
-        weights = _averaged(checkpoint, path) if ema else checkpoint
-        _check_classes(predictor.model, weights["model"], path)
+        weights = averaged_weights(checkpoint, path) if ema else checkpoint
+        check_classes(predictor.model, weights["model"], path)
         load_weights(predictor.model, weights, path, strict=True)
         if not ema and "ema_state" in checkpoint:
             logger.info("%s also holds averaged weights; ema=True takes those", path)
@@ -118,7 +127,7 @@ class Predictor:
 
         Args and errors as of `from_checkpoint`.
         """
-        cfg = _load_config(config)
+        cfg = as_config(config)
         logger.warning(
             "The model has random weights, its detections mean nothing; "
             "Predictor.from_checkpoint(path, config) takes trained ones"
@@ -140,11 +149,12 @@ class Predictor:
                 "the config has no `model` or no `dataloader.test.mapper`, so it cannot say how "
                 "to build the model and prepare images; give the config of a training"
             )
-        cfg.train.device = str(_choose_device(device))
-        names = _choose_names(cfg, class_names)
-        set_default_backend(cfg.train.get("ms_deform_attn", "auto"), cfg.train.device)
+        cfg.train.device = str(choose_device(device))
+        names = choose_names(cfg, class_names)
+        backend = cfg.train.get("ms_deform_attn", "auto")
+        set_default_backend(backend, cfg.train.device)  # what needs a compiler is compiled now
         model = instantiate(cfg.model).to(cfg.train.device)
-        return cls(model, instantiate(cfg.dataloader.test.mapper), names, max_pixels)
+        return cls(model, instantiate(cfg.dataloader.test.mapper), names, max_pixels, backend)
 
     @property
     def device(self) -> torch.device:
@@ -185,23 +195,42 @@ class Predictor:
         return list(self.stream(images, score_threshold, batch_size))
 
     def stream(
-        self, images: Iterable[ImageLike], score_threshold: float = 0.3, batch_size: int = 1
+        self,
+        images: Iterable[ImageLike],
+        score_threshold: float = 0.3,
+        batch_size: int = 1,
+        on_error: Callable[[ImageLike, Exception], None] | None = None,
     ) -> Iterator[Detections]:
-        """The same for any number of images, one after the other, with one batch in memory."""
+        """The same for any number of images, one after the other, with one batch in memory.
+
+        Args:
+            on_error: called with an image that cannot be used and the error, and the image is left
+                out; None raises the error.
+        """
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"`score_threshold` (={score_threshold}) must be in [0, 1]")
         if batch_size < 1:
             raise ValueError(f"`batch_size` (={batch_size}) must be at least 1")
-        return self._stream(images, score_threshold, batch_size)
+        return self._stream(images, score_threshold, batch_size, on_error)
 
     def _stream(
-        self, images: Iterable[ImageLike], score_threshold: float, batch_size: int
+        self,
+        images: Iterable[ImageLike],
+        score_threshold: float,
+        batch_size: int,
+        on_error: Callable[[ImageLike, Exception], None] | None,
     ) -> Iterator[Detections]:
         sources: list[ImageLike] = []
         inputs: list[dict] = []
         for source in images:
+            try:
+                inputs.append(self._prepare(source))
+            except (ImageError, OSError, TypeError) as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+                continue
             sources.append(source)
-            inputs.append(self._prepare(source))
             if len(inputs) == batch_size:
                 yield from self._predict(sources, inputs, score_threshold)
                 sources, inputs = [], []
@@ -225,6 +254,8 @@ class Predictor:
     def _predict(
         self, sources: Sequence[ImageLike], inputs: list[dict], score_threshold: float
     ) -> list[Detections]:
+        if self.backend is not None:  # another Predictor may have set another one since
+            set_default_backend(self.backend, self.device)
         outputs = self.model(inputs)
         return [
             self._detections(output["instances"], source, score_threshold)
@@ -245,78 +276,3 @@ class Predictor:
             source=source,
             max_pixels=self.max_pixels,
         )
-
-
-def _load_config(config: Config) -> DictConfig:
-    return config.copy() if isinstance(config, DictConfig) else load_config(config)
-
-
-def _find_config(checkpoint: dict, path: str) -> DictConfig:
-    """The config in a checkpoint, else the one beside it."""
-    if isinstance(checkpoint.get("config"), str):
-        return config_from_yaml(checkpoint["config"], source=f"the config in {path}")
-    beside = Path(path).expanduser().parent / "config.yaml"
-    if beside.is_file():
-        return load_config(beside)
-    raise CheckpointError(
-        f"checkpoint {path!r} holds no config, and there is no config.yaml beside it; name the "
-        "config that the model was trained with: from_checkpoint(path, config=…)"
-    )
-
-
-def _averaged(checkpoint: dict, path: str) -> dict:
-    if "ema_state" not in checkpoint:
-        raise CheckpointError(
-            f"checkpoint {path!r} holds no averaged weights ('ema_state'); set ema=False"
-        )
-    return {"model": checkpoint["ema_state"]}
-
-
-def _choose_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"`device` (={device!r}) is not a device: {error}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"`device` is {device!r}, but this machine has no GPU that torch can use; "
-            'set device="cpu"'
-        )
-    return chosen
-
-
-def _choose_names(cfg: DictConfig, names: Sequence[str] | None) -> list[str]:
-    num_classes = OmegaConf.select(cfg, "model.num_classes")
-    if names is None:
-        coco = MetadataCatalog.get("coco_2017_val").thing_classes
-        own_data = any(OmegaConf.select(cfg, f"dataset.{key}") for key in ("root", "val_json"))
-        if num_classes == len(coco) and not own_data:
-            return list(coco)
-        names = [f"class_{number}" for number in range(num_classes or 0)]
-        logger.warning("No class names are known; give `class_names`, or read class_0, class_1, …")
-    names = list(names)
-    if num_classes is not None and len(names) != num_classes:
-        raise ValueError(
-            f"there are {len(names)} class names, but the model has {num_classes} classes; give "
-            f"the {num_classes} names that it was trained on, in their order, by `class_names`"
-        )
-    return names
-
-
-def _check_classes(model: nn.Module, weights: dict[str, torch.Tensor], path: str) -> None:
-    """Raise if the weights differ from the model in their number of classes and nothing else."""
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    differ = [name for name in ours if ours[name] != theirs.get(name, ours[name])]
-    lengths = {(theirs[name][:1], ours[name][:1]) for name in differ}
-    same_otherwise = all(ours[name][1:] == theirs[name][1:] for name in differ)
-    if len(lengths) == 1 and same_otherwise:
-        ((found,), (expected,)) = lengths.pop()
-        if expected == getattr(model, "num_classes", None):
-            raise CheckpointError(
-                f"checkpoint {path!r} was trained on {found} classes, but the config says "
-                f"{expected}; add overrides=['model.num_classes={found}'], or give the config of "
-                "its training"
-            )

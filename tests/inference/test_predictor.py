@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +269,13 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
         )
 
 
+def test_another_predictor_changes_no_digit_of_the_first(folder, predictor):
+    before = predictor(IMAGES[0], 0)
+    options = ["train.ms_deform_attn=embedding_bag"]
+    Predictor.from_checkpoint(folder / "model_final.pth", overrides=options)(IMAGES[0])
+    np.testing.assert_array_equal(predictor(IMAGES[0], 0).boxes, before.boxes)
+
+
 def test_arguments_out_of_range_are_named(predictor):
     with pytest.raises(ValueError, match="the list is empty"):
         predictor([])
@@ -302,3 +312,29 @@ def test_the_python_of_the_docs_runs_as_printed(page, folder, tmp_path, monkeypa
     for block in blocks:
         exec(block, namespace)
     assert Image.open("found.png").size == Image.open(IMAGES[0]).size
+
+
+def demo(*arguments):
+    command = [sys.executable, str(ROOT / "tools/demo.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_the_tool_writes_results_and_goes_on_after_a_broken_file(folder, predictor, tmp_path):
+    shutil.copy(IMAGES[0], tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_text("no picture")
+    out = tmp_path / "out.json"
+    options = ("--checkpoint", folder / "model_final.pth", "--input", tmp_path, "--output", out)
+    result = demo(*options, "--score-threshold", "0", "model.select_box_nums_for_evaluation=7")
+    assert result.returncode == 1, result.stderr
+    assert f"1 of 2 images: {out}" in result.stdout
+    assert "b.jpg' is not an image" in result.stdout + result.stderr
+    assert json.loads(out.read_text()) == predictor(tmp_path / "a.jpg", 0)[:7].to_coco()
+
+
+def test_the_tool_names_a_mistake_in_one_line(tmp_path):
+    result = demo("--checkpoint", "no/such.pth", "--input", IMAGES[0], "--output", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: checkpoint 'no/such.pth' does not exist")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,132 @@
+"""Whole folders: which files are taken, what is written, and that a broken one stops nothing."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from aligndetr.data import DetrDatasetMapper
+from aligndetr.inference import Predictor, find_images, predict_files
+
+
+class Corner(torch.nn.Module):
+    """Finds in each image one box, a quarter of it, of class 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch):
+        results = []
+        for x in batch:
+            instances = Instances((x["height"], x["width"]))
+            instances.pred_boxes = Boxes(torch.tensor([[0, 0, x["width"] / 2, x["height"] / 2]]))
+            instances.scores, instances.pred_classes = torch.tensor([0.5]), torch.tensor([1])
+            results.append({"instances": instances})
+        return results
+
+
+@pytest.fixture
+def predictor():
+    return Predictor(Corner(), DetrDatasetMapper([], None, is_train=False), ["cat", "bus"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """b.png and a.jpg, a broken one between them, a text, and a folder with another a.jpg."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, width in (("b.png", 20), ("a.jpg", 30), ("more/a.jpg", 40)):
+        Image.fromarray(np.full((10, width, 3), 90, np.uint8)).save(folder / name)
+    (folder / "am.jpg").write_text("no picture")
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def names(paths, folder):
+    return [str(path).removeprefix(f"{folder}/") for path in paths]
+
+
+def test_folders_patterns_and_names_are_found_once(photos):
+    assert names(find_images([str(photos)]), photos) == ["a.jpg", "am.jpg", "b.png"]
+    assert names(find_images([f"{photos}/**/a.jpg"]), photos) == ["a.jpg", "more/a.jpg"]
+    found = find_images([f"{photos}/b.png", str(photos), f"{photos}/*.png"])
+    assert names(found, photos) == ["b.png", "a.jpg", "am.jpg"]
+
+
+@pytest.mark.parametrize("given", ["no/such.jpg", "no/*.jpg"])
+def test_what_stands_for_no_file_is_named(given):
+    with pytest.raises(FileNotFoundError, match=re.escape(repr(given))):
+        find_images([given])
+
+
+def run(predictor, photos, output, **options):
+    said = []
+    files = find_images([str(photos), f"{photos}/more"])
+    broken = predict_files(predictor, files, output, report=said.append, **options)
+    assert names(broken, photos) == ["am.jpg"]
+    assert len(said) == 1
+    assert "am.jpg' is not an image" in said[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_coco_results(predictor, photos, tmp_path, batch_size):
+    run(predictor, photos, tmp_path / "out.json", batch_size=batch_size)
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert names([r["image_id"] for r in results], photos) == ["a.jpg", "b.png", "more/a.jpg"]
+    assert results[0]["bbox"] == [0, 0, 15, 5]
+    assert {r["category_id"] for r in results} == {1}
+
+
+def test_a_table(predictor, photos, tmp_path):
+    run(predictor, photos, tmp_path / "out.csv")
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert names([row["file_name"] for row in rows], photos) == ["a.jpg", "b.png", "more/a.jpg"]
+    assert [row["xmax"] for row in rows] == ["15.0", "10.0", "20.0"]
+    assert {row["name"] for row in rows} == {"bus"}
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(predictor, photos, tmp_path):
+    run(predictor, photos, tmp_path / "out")
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir()}
+    assert sizes == {"a.jpg": (30, 10), "b.png": (20, 10), "a_2.jpg": (40, 10)}
+
+
+def test_the_threshold_holds(predictor, photos, tmp_path):
+    run(predictor, photos, tmp_path / "out.json", score_threshold=0.6)
+    assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        ("out.mp4", ValueError, "must end in .json or .csv, or be a folder"),
+        ("photos", ValueError, "would overwrite those in"),
+        ("file/out.json", OSError, "out.json' cannot be written"),
+        ("file/out.csv", OSError, "out.csv' cannot be written"),
+        ("file/out", OSError, "file/out'"),
+        ("file", OSError, "file'"),
+    ],
+)
+def test_where_nothing_can_be_written_is_named_before_the_work(
+    output, error, message, predictor, photos, tmp_path
+):
+    (tmp_path / "file").touch()
+    predictor.model.forward = None
+    with pytest.raises(error, match=message):
+        predict_files(predictor, find_images([str(photos)]), tmp_path / output)
+
+
+def test_an_error_leaves_the_earlier_results(predictor, photos, tmp_path):
+    for name in ("out.json", "out.csv"):
+        (tmp_path / name).write_text("earlier")
+        predictor.model.forward = None
+        with pytest.raises(TypeError):
+            predict_files(predictor, [str(photos / "a.jpg")], tmp_path / name)
+        assert (tmp_path / name).read_text() == "earlier"
