@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import benchmarks.baselines.model
+import benchmarks.engine
 from aligndetr.layers import multi_scale_deformable_attn_pytorch
 from benchmarks.baselines.ms_deform_attn import ms_deform_attn_baseline
 from benchmarks.criterion import r50_criterion, verify
@@ -37,6 +38,30 @@ def test_a_model_that_differs_is_refused(monkeypatch):
     monkeypatch.setattr("benchmarks.baselines.model._sine", lambda *args: plain(*args) * 1.001)
     with pytest.raises(AssertionError, match="differs"):
         verify_model(golden_tiny_model(), golden_tiny_batch())
+
+
+def test_steps_of_the_engine_equal_a_plain_loop():
+    benchmarks.engine.verify()
+
+
+def test_an_engine_that_differs_is_refused(monkeypatch):
+    monkeypatch.setattr("aligndetr.engine.trainer.clip_gradients", lambda *_: None)
+    with pytest.raises(AssertionError, match="plain loop"):
+        benchmarks.engine.verify()
+
+
+def test_the_engine_is_what_is_left_of_an_iteration(monkeypatch):
+    now = iter([0.0, 1.0, 1.0, 5.0, 5.5, 8.0, 8.0, 9.0])  # forward and optimizer, twice
+    monkeypatch.setattr("benchmarks.engine.time.perf_counter", lambda: next(now))
+    clock = benchmarks.engine.Clock()
+    forward = clock.watched(lambda: None, "forward")
+    optimizer = clock.watched(lambda: None, "optimizer", ends_iteration=True)
+    for function in (forward, optimizer, forward, optimizer):
+        function()
+    [counted] = clock.iterations  # from 5.0 to 9.0, of which 0.5 are nobody's
+    assert counted == {
+        "forward": 2.5, "backward": 0, "optimizer": 1.0, "data": 0, "engine": 0.5, "step": 4.0
+    }  # fmt: skip
 
 
 def test_attention_equals_the_reference_with_shapes_as_tensor():

@@ -1,19 +1,19 @@
-"""Activation checkpointing: less memory in training, for about a third more time."""
+"""Activation checkpointing: less memory in training, for one more forward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`module(*args, **kwargs)`, keeping its inputs only.
+def recompute(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`, of a module or another, keeping its inputs only.
 
     What lies between is computed again in the backward pass, with the same random numbers and
     under the same autocast, so losses and gradients are the same bit for bit (Chen et al.,
-    "Training Deep Nets with Sublinear Memory Cost"). Outside training it is a plain call.
+    "Training Deep Nets with Sublinear Memory Cost"). Without gradients it is a plain call.
     """
-    if not (module.training and torch.is_grad_enabled()):
-        return module(*args, **kwargs)
-    return checkpoint(module, *args, use_reentrant=False, **kwargs)
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    return checkpoint(function, *args, use_reentrant=False, **kwargs)

@@ -14,7 +14,8 @@ class ResNet(D2ResNet):
 
     Args:
         stem, stages, num_classes, out_features, freeze_at: as there.
-        use_checkpoint: keep the inputs of each block in training, not what lies within.
+        use_checkpoint: keep the input of each stage in training, not what lies within. (Of each
+            block would save little: a bottleneck's input and output are most of what it holds.)
 
     Raises:
         ValueError: `use_checkpoint` with batch norms that take statistics: a second forward pass
@@ -29,16 +30,14 @@ class ResNet(D2ResNet):
         if any(isinstance(module, _BatchNorm) for module in self.modules()):
             raise ValueError(
                 "`model.backbone.use_checkpoint` needs norms without running statistics, such as "
-                '"FrozenBN" or "GN": recomputing a block would count its batch twice'
+                '"FrozenBN" or "GN": recomputing a stage would count its batch twice'
             )
         for index, name in enumerate(self.stage_names):
-            stage = _RecomputedBlocks(*self.stages[index])
+            stage = _RecomputedStage(*self.stages[index])
             setattr(self, name, stage)
             self.stages[index] = stage
 
 
-class _RecomputedBlocks(nn.Sequential):
+class _RecomputedStage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        for block in self:
-            x = recompute(block, x)
-        return x
+        return recompute(super().forward, x)
