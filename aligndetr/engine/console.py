@@ -80,7 +80,7 @@ class ProgressBar(HookBase):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
-            console=Console(file=sys.stdout),
+            console=Console(file=sys.stdout, soft_wrap=True),
             refresh_per_second=2,
         )
         self._redirected: list[logging.StreamHandler] = []
