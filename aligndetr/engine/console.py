@@ -61,8 +61,8 @@ def shown_losses(storage: EventStorage) -> list[str]:
 
 def on_terminal() -> bool:
     """Whether standard output is a terminal that can redraw a line; a file or a pipe is not."""
-    console = Console(file=sys.stdout)
-    return console.is_terminal and not console.is_dumb_terminal
+    # Rich alone would take FORCE_COLOR, which is set where logs are kept, for a terminal.
+    return sys.stdout.isatty() and not Console(file=sys.stdout).is_dumb_terminal
 
 
 class ProgressBar(HookBase):
