@@ -4,6 +4,7 @@ A scheduler or Ctrl-C signals all processes of a job. A worker that died of it w
 training down in the middle of a step, where the training itself saves a checkpoint first.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -21,9 +22,11 @@ def leave_signals_to_parent(_worker_id: int = 0) -> None:
     if not hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not tell who sent a signal
         return
     # By SIGTERM the parent ends a worker when it exits itself, and then waits for it.
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
+    if parent is None:
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_told_by, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_when_told_by, args=(parent.pid,), daemon=True).start()
 
 
 def _end_when_told_by(parent: int) -> None:
