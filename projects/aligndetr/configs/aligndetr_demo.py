@@ -18,7 +18,8 @@ from .models.aligndetr_r50 import BASE_WEIGHTS as _BASE_WEIGHTS
 from .models.aligndetr_r50 import all_weights
 
 dataset.root = "datasets/trees"
-dataset.test_short_edge = 256
+dataset.train_short_edges = [320]  # the tiles have 256: enlarged, a tree covers more cells
+dataset.test_short_edge = 320
 # All train tiles come from one image, the val tiles from another under another light. From above a
 # tree has no upright, so turning is free; brightness, contrast and saturation are what differs.
 dataloader.train.mapper.augmentation = [
@@ -28,6 +29,11 @@ dataloader.train.mapper.augmentation = [
     L(T.RandomBrightness)(intensity_min=0.7, intensity_max=1.3),
     L(T.RandomContrast)(intensity_min=0.7, intensity_max=1.3),
     L(T.RandomSaturation)(intensity_min=0.7, intensity_max=1.3),
+    L(T.ResizeShortestEdge)(
+        short_edge_length="${dataset.train_short_edges}",
+        max_size="${dataset.max_size}",
+        sample_style="choice",
+    ),
 ]
 dataloader.train.mapper.augmentation_with_crop = None
 dataloader.train.total_batch_size = 8
@@ -71,8 +77,8 @@ train.device = "cpu"
 train.init_checkpoint = ""
 train.output_dir = "./output/demo"
 train.ms_deform_attn = "cpp"  # faster, where there is a compiler
-train.max_iter = 600
-train.eval_period = train.checkpointer.period = 100
+train.max_iter = 450
+train.eval_period = train.checkpointer.period = 75
 train.log_period = 10
 train.seed = 0
 

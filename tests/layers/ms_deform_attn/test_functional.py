@@ -130,7 +130,7 @@ def test_equals_the_reference(backend, sizes):
 @needs_mkl
 def test_embedding_bag_joins_its_chunks(monkeypatch):
     # B * Q * M = 42 bags: two whole chunks and a part.
-    monkeypatch.setattr("aligndetr.layers.ms_deform_attn.embedding_bag.CHUNK", 19)
+    monkeypatch.setattr("aligndetr.layers.ms_deform_attn.embedding_bag.PART", 19)
     assert_equals_reference("embedding_bag", SHAPES, random_inputs())
 
 
@@ -179,9 +179,11 @@ def test_passes_gradcheck(backend):
 
 @pytest.mark.parametrize("backend", FAST)
 def test_writes_every_element(backend, monkeypatch):
-    # What is allocated without being filled starts as NaN: a forgotten element shows.
+    # What is allocated without being filled starts as NaN, or as no index: a forgotten one shows.
     def poisoned(self, *size, **options):
-        return new_empty(self, *size, **options).fill_(float("nan"))
+        empty = new_empty(self, *size, **options)
+        is_float = empty.is_floating_point()
+        return empty.fill_(float("nan") if is_float else torch.iinfo(empty.dtype).min)
 
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
