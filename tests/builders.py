@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import BottleneckBlock
@@ -24,6 +25,11 @@ from projects.aligndetr.modeling import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
+
+needs_newer_dynamo = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 5),
+    reason="torch.compile of torch 2.4 cannot follow is_autocast_available or os.environ.get",
+)
 
 
 @cache
