@@ -101,7 +101,8 @@ class SaveHook(HookBase):
                 if attempt == attempts > 1:
                     raise
             else:
-                self._failed_at = None
+                if content.get("is_newest", True):  # model_best.pth is not what a run resumes from
+                    self._failed_at = None
                 return True
             self._failed_at = time.monotonic()
             if attempts > 1:

@@ -86,7 +86,7 @@ def train_recorded(folder, resume=False, num_workers=0, hooks=(), **train):
     cfg = noisy_config(folder, num_workers, **train)
     setup(cfg, arguments(resume=resume))
     make_hooks = train_loop._hooks
-    train_loop._hooks = lambda *args: [*hooks, *make_hooks(*args), Recorder(folder)]
+    train_loop._hooks = lambda *args: [Recorder(folder), *hooks, *make_hooks(*args)]
     try:
         return do_train(cfg, resume=resume)
     finally:

@@ -76,7 +76,13 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("moment", KILLS)
+SLOW = ("a first micro-batch", "the evaluation of the averaged weights", "the final checkpoint",
+        "a checkpoint that is not named yet")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=pytest.mark.slow) if m in SLOW else m for m in KILLS]
+)
 def test_a_killed_run_goes_on_to_every_bit(whole, tmp_path, moment):
     # Workers of another number each time: they must not matter.
     first, second = (0, 2) if len(moment) % 2 else (2, 0)
