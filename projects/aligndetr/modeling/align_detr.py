@@ -152,7 +152,7 @@ class AlignDETR(nn.Module):
         ranks must. What else depends on the batch (padding, the number of denoising groups)
         stays that of each.
         """
-        count = sum(len(x["instances"]) for batch in batches for x in batch)
+        count = sum(len(x.get("instances", ())) for batch in batches for x in batch)
         with self.criterion.normalised_by(count, self.device):
             yield
 
