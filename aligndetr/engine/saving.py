@@ -54,6 +54,8 @@ class SaveHook(HookBase):
 
     def before_train(self) -> None:
         self._checkpointer.remove_half_written()
+        if self.trainer.start_iter >= self.trainer.max_iter and not self._is_final():
+            self.save("model_final", self.trainer.max_iter - 1, attempts=FINAL_ATTEMPTS)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -64,6 +66,11 @@ class SaveHook(HookBase):
             self.save("model_final", iteration, attempts=FINAL_ATTEMPTS)
         if stop:
             self._stop(stop, saved)
+
+    def _is_final(self) -> bool:
+        """False if a run was killed between its last numbered checkpoint and model_final.pth."""
+        newest = Path(self._checkpointer.get_checkpoint_file()).name
+        return comm.all_gather(newest)[0] == "model_final.pth"
 
     def stop_if_asked(self) -> None:
         """To be called on all ranks after what takes long; between two steps."""
