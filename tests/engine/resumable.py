@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 from aligndetr.data import build_detection_train_loader
 from aligndetr.engine import do_train, setup, train_loop
@@ -68,9 +69,22 @@ class Recorder(HookBase):
         self._file = Path(folder) / "losses.txt"
 
     def after_step(self):
+        if not comm.is_main_process():
+            return
         loss = self.trainer.storage.history("total_loss").latest()
         with open(self._file, "a") as file:
             file.write(f"{self.trainer.iter} {loss.hex()}\n")
+
+
+class StopAt(HookBase):
+    """Lets this process receive a signal in an iteration."""
+
+    def __init__(self, iteration, number=signal.SIGUSR1):
+        self._iteration, self._number = iteration, number
+
+    def after_step(self):
+        if self.trainer.iter == self._iteration:
+            os.kill(os.getpid(), self._number)
 
 
 def recorded_losses(folder) -> dict[int, set[str]]:

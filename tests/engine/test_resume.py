@@ -3,13 +3,18 @@
 import json
 import logging
 import random
+from datetime import timedelta
 
 import pytest
 import torch
+from detectron2.utils import comm
 
 from aligndetr.checkpoint import read_checkpoint
+from aligndetr.engine import launch
+from aligndetr.engine.signals import TrainingStopped
 from tests.engine.resumable import (
     ITERATIONS,
+    StopAt,
     recorded_losses,
     run_in_process,
     train_recorded,
@@ -121,6 +126,22 @@ def test_runs_killed_at_random_moments_go_on_to_every_bit(whole, tmp_path, seed)
     assert kills
     assert run_in_process(tmp_path, resume=True, num_workers=draw.choice([0, 2])) == 0
     assert_equal_runs(tmp_path, whole)
+
+
+def _stop_and_resume(folder):
+    """On each of two ranks: a run, and one that rank 1 alone is told to stop."""
+    torch.manual_seed(comm.get_rank())
+    train_recorded(f"{folder}/whole")
+    with pytest.raises(TrainingStopped):
+        train_recorded(f"{folder}/stopped", hooks=[StopAt(4)] if comm.get_rank() == 1 else [])
+    train_recorded(f"{folder}/stopped", resume=True)
+
+
+def test_two_ranks_stop_for_a_signal_to_one_and_go_on_to_every_bit(tmp_path):
+    launch(_stop_and_resume, 2, args=(str(tmp_path),), device="cpu", timeout=timedelta(seconds=60))
+    assert (tmp_path / "stopped" / "model_0000004.pth").exists()
+    assert not (tmp_path / "whole" / "model_0000004.pth").exists()
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_metrics_of_steps_that_are_done_again_are_kept_elsewhere(tmp_path):
