@@ -279,7 +279,7 @@ def measure_train(report: Report, quick: bool, repeats: int, device: str) -> Non
 
 
 def measure_demo(report: Report, quick: bool, repeats: int, device: str) -> None:
-    sizes = [(128, 128)] * 4 if quick else [(256, 256)] * 8
+    sizes = [(128, 128)] * 4 if quick else [(320, 320)] * 8
     cfg = load_config(DEMO, device)
     batch = random_batch(sizes, cfg.model.num_classes, objects=13)
     steps = {

@@ -29,7 +29,7 @@ SIZES = {
     "encoder": ([(50, 76), (25, 38), (13, 19), (7, 10)], 2, None),  # a 400 x 600 image
     "decoder": ([(50, 76), (25, 38), (13, 19), (7, 10)], 2, 1100),
     "encoder800": ([(100, 134), (50, 67), (25, 34), (13, 17)], 1, None),  # an 800 x 1066 image
-    "demo": ([(32, 32), (16, 16), (8, 8), (4, 4)], 8, None),  # the demo's 256 x 256 tiles
+    "demo": ([(40, 40), (20, 20), (10, 10), (5, 5)], 8, None),  # the demo's 320 x 320 images
 }
 QUICK_SIZES = ["decoder", "demo"]
 HEADS, HEAD_DIM, POINTS = 8, 32, 4
