@@ -21,6 +21,7 @@ from aligndetr.engine import build_model
 from aligndetr.engine.build import build_evaluation
 from aligndetr.evaluation import evaluate
 from aligndetr.inference import Predictor
+from aligndetr.layers import set_default_backend
 from tests.data.coco_json import COCO_TINY
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,7 @@ def evaluate_only(folder, data, out):
     """AP and results as `--eval-only` gets them."""
     options = [*SMALL, f"dataset.root={data}", f"train.output_dir={out}"]
     cfg = apply_overrides(load_config(CONFIG), options)
+    set_default_backend(cfg.train.ms_deform_attn, "cpu")  # as `setup` does
     model = build_model(cfg)
     Checkpointer(model).load(str(folder / "model_final.pth"), checkpointables=[])
     metrics = evaluate(model, *build_evaluation(cfg), NAMES)["bbox"]
@@ -316,7 +318,9 @@ def test_the_python_of_the_docs_runs_as_printed(page, folder, tmp_path, monkeypa
 
 def demo(*arguments):
     command = [sys.executable, str(ROOT / "tools/demo.py"), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    # As many threads as here: another number gives other last digits.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 
 
