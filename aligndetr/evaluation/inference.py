@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -35,8 +36,17 @@ def evaluate(
     if len(class_names) == 1:
         _add_single_class(results, class_names[0])
     print_csv_format(results)
-    logger.info("Evaluation results to every digit: %s", json.dumps(results))
+    logger.info("Evaluation results to every digit: %s", _as_json(results))
     return results
+
+
+def _as_json(results: dict[str, dict[str, float]]) -> str:
+    """JSON knows no NaN: what has no value, as AP of a size that no object has, is null."""
+    known = {
+        task: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        for task, metrics in results.items()
+    }
+    return json.dumps(known, allow_nan=False)
 
 
 def _add_single_class(results: dict[str, dict[str, float]], name: str) -> None:

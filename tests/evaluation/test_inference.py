@@ -1,6 +1,7 @@
 """One evaluation: numbers, and the tables printed on the way."""
 
 import logging
+import math
 
 import pytest
 from torch import nn
@@ -45,6 +46,17 @@ def test_all_digits_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         evaluate(Model(), BATCHES, CountImages())
     assert repr(100 / 3) in caplog.text
+
+
+def test_what_has_no_value_is_null_in_the_log(caplog):
+    class NoObjects(CountImages):
+        def evaluate(self):
+            return {"bbox": {"AP": 50.0, "APl": float("nan")}}
+
+    with caplog.at_level(logging.INFO):
+        results = evaluate(Model(), BATCHES, NoObjects())
+    assert math.isnan(results["bbox"]["APl"])
+    assert 'to every digit: {"bbox": {"AP": 50.0, "APl": null}}' in caplog.text
 
 
 def test_other_ranks_have_no_results():
