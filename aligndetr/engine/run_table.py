@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import nn
 
+from .length import images_per_step
 from .setup import dataset_class_names
 
 
@@ -40,12 +41,6 @@ def run_table(cfg: DictConfig, model: nn.Module, train_loader: Iterable) -> str:
         "output": train.output_dir,
     }
     return tabulate(rows.items(), tablefmt="simple_outline")
-
-
-def images_per_step(cfg: DictConfig) -> int:
-    """Images of all processes and micro-batches: what one step of the optimizer sees."""
-    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
-    return batch * cfg.train.get("grad_accum_steps", 1)
 
 
 def model_size(model: nn.Module) -> str:

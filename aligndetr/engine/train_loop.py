@@ -30,10 +30,11 @@ from .build import (
 from .ema import ModelEMA
 from .evaluating import EvalHook
 from .hooks import EMAUpdater
+from .length import images_per_step
 from .metrics_file import METRICS_FILE, cut_at
 from .reporting import reporting_hooks
 from .run_state import RUN_KEY, restore_run_state
-from .run_table import images_per_step, run_table
+from .run_table import run_table
 from .saving import SaveHook
 from .setup import check_run, dataset_class_names, has_checkpoints, rank_seed
 from .signals import StopSignals
