@@ -21,7 +21,10 @@ def leave_signals_to_parent(_worker_id: int = 0) -> None:
             signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not tell who sent a signal
         return
-    # By SIGTERM the parent ends a worker when it exits itself, and then waits for it.
+    # By SIGTERM the parent ends a worker when it exits itself, and then waits for it. The system
+    # keeps one waiting SIGTERM per process, so the parent's is lost where it meets another's in
+    # that moment: DataLoader only sends it to a worker that did not end when asked through its
+    # queue, and multiprocessing sends a second one at exit.
     parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
     if parent is None:
         return
