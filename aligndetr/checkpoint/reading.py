@@ -1,7 +1,7 @@
 """Reading weight files as data: nothing in a file may run.
 
 Two formats: `torch.save` files (read with `weights_only=True`) and the pickles of detectron2's
-model zoo (read by an unpickler that knows arrays and plain containers, and nothing else).
+model zoo (read by an unpickler that knows arrays and plain containers, see `array_pickle`).
 """
 
 import os
@@ -9,16 +9,20 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import file_lock, get_cache_dir
+
+from aligndetr.utils.downloads import download
+
+from .array_pickle import load_arrays
 
 LOCAL_SCHEMES = {"", "file"}
 REMOTE_SCHEMES = {"detectron2", "http", "https"}
+DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 
 
 class CheckpointError(ValueError):
@@ -57,9 +61,17 @@ def local_checkpoint(path: str) -> str:
 
 
 def _download(url: str) -> str:
+    """To the cache that detectron2 uses ($FVCORE_CACHE, `~/.torch/iopath_cache`), once."""
+    source = url.replace("detectron2://", DETECTRON2_URL, 1)
+    address = urlparse(source)
+    host = "" if source.startswith(DETECTRON2_URL) else f"/{address.netloc}"
+    # As a path of its own, so that no `..` in it leads out of the cache.
+    place = os.path.normpath(f"{host}/{unquote(address.path)}").lstrip("/")
     try:
-        return PathManager.get_local_path(url)
-    except OSError as error:
+        path = os.path.join(get_cache_dir(), place)
+        with file_lock(path):  # several processes of a machine may want it
+            return str(download(source, path))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {url!r} could not be downloaded ({error}). Download it elsewhere and set "
             '`train.init_checkpoint` to the file, or set it to "" to start from random weights.'
@@ -109,6 +121,7 @@ def check_intact(path: str) -> None:
 
 
 def _read_torch(path: str) -> Any:
+    _refuse_compressed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -120,9 +133,20 @@ def _read_torch(path: str) -> Any:
         ) from error
 
 
+def _refuse_compressed(path: str) -> None:
+    """torch stores, and nothing else; what is compressed may unpack to more than the memory."""
+    if not zipfile.is_zipfile(path):
+        return  # of torch before 1.6, or nothing of torch's
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise ValueError("its parts are compressed, or larger than the file; torch writes neither")
+
+
 def _read_pickle(path: str) -> Any:
     with open(path, "rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()
+        return load_arrays(file)
 
 
 def _with_model(content: Any, path: str) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def _with_model(content: Any, path: str) -> dict[str, Any]:
     state = {}
     for name, value in model.items():
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-            value = torch.tensor(value)
+            value = torch.tensor(value.astype(value.dtype.newbyteorder("=")))
         if not isinstance(value, torch.Tensor):
             raise CheckpointError(
                 f"checkpoint {path!r}: {name!r} is a {type(value).__name__}, expected a tensor. "
@@ -145,48 +169,3 @@ def _with_model(content: Any, path: str) -> dict[str, Any]:
             )
         state[name] = value
     return {**content, "model": state}
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, with which Python 3 writes bytes to old pickles."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r}; only 'latin1' is expected")
-    return text.encode("latin1")
-
-
-def _array_rebuilders() -> dict[tuple[str, str], Callable]:
-    """The functions by which numpy's arrays and scalars are pickled, under both their names.
-
-    numpy is asked itself: their module was renamed in numpy 2.
-    """
-    functions = (
-        np.empty(0).__reduce__()[0],
-        np.empty(1).__reduce_ex__(5)[0],
-        np.float32(0).__reduce__()[0],
-    )
-    return {
-        (f"numpy.{core}.{function.__module__.rpartition('.')[2]}", function.__name__): function
-        for core in ("core", "_core")
-        for function in functions
-    }
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows numpy arrays; containers, strings and numbers need no permission in a pickle."""
-
-    ALLOWED: Mapping[tuple[str, str], Callable] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): dict,
-        ("_codecs", "encode"): _latin1_bytes,
-        **_array_rebuilders(),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for `{module}.{name}`, which could run code; only arrays, numbers, "
-                "strings and containers are accepted"
-            ) from None

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -129,10 +130,34 @@ def test_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     assert local_checkpoint("~/weights.pth") == path
 
 
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("detectron2://ImageNet/R-50.pkl", "detectron2/ImageNet/R-50.pkl"),
+        ("https://example.org/../../x/%2e%2e/../model.pth", "model.pth"),
+        ("http://localhost:80/a/model.pth?token=1", "localhost:80/a/model.pth"),
+    ],
+)
+def test_downloads_stay_in_the_cache(url, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr("aligndetr.checkpoint.reading.download", lambda url, path: path)
+    assert local_checkpoint(url) == str(tmp_path / place)
+
+
+def test_compressed_parts_are_refused(tmp_path):
+    """They are no work of torch's, and a small file could unpack to all of the memory."""
+    path = write(tmp_path / "weights.pth", {"a": torch.ones(2)})
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for name in stored.namelist():
+            bomb.writestr(name, stored.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="its parts are compressed"):
+        read_checkpoint(str(tmp_path / "bomb.pth"))
+
+
 def test_failed_download_names_url_and_remedy(monkeypatch):
-    def offline(url):
+    def offline(url, path):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("aligndetr.checkpoint.reading.PathManager.get_local_path", offline)
+    monkeypatch.setattr("aligndetr.checkpoint.reading.download", offline)
     with pytest.raises(CheckpointError, match=r"detectron2://R-50.*no route.*init_checkpoint"):
         local_checkpoint("detectron2://R-50.pkl")
