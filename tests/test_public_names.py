@@ -50,6 +50,7 @@ IMPORTED = [
     "aligndetr.layers.masks_to_boxes",
     "aligndetr.layers.multi_scale_deformable_attn",
     "aligndetr.layers.multi_scale_deformable_attn_pytorch",
+    "aligndetr.losses.IABCELoss",
     "aligndetr.losses.IA_BCE_loss",
     "aligndetr.losses.get_local_rank",
     "aligndetr.utils.get_world_size",
@@ -86,6 +87,7 @@ ARGUMENTS = {
     "aligndetr.losses.IA_BCE_loss": (
         "src_logits pos_idx_c src_boxes target_boxes indices avg_factor alpha gamma w_prime=1"
     ),
+    "aligndetr.losses.IABCELoss.forward": "self pred_logits pred_boxes targets indices num_boxes",
     "aligndetr.losses.get_local_rank": "quality indices",
     "aligndetr.matchers.MixedMatcher.forward": "self outputs targets gt_copy=1",
     f"{CRITERION}.forward": "self outputs targets dn_metas",

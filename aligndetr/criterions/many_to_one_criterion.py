@@ -6,7 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from aligndetr.losses import get_local_rank, match_quality, negative_loss, positive_loss
+from aligndetr.losses import (
+    VARIANTS,
+    check_loss_arguments,
+    get_local_rank,
+    match_quality,
+    rank_weight_table,
+)
 
 from .base_criterion import BaseCriterion
 from .prediction_set import MatchedPairs, PredictionSet
@@ -21,10 +27,13 @@ class ManyToOneCriterion(BaseCriterion):
             decoder layer. The encoder's entry is there even if no encoder loss is computed.
         gamma, alpha: of `IA_BCE_loss`.
         tau: how slowly the weights fall with the rank, > 0.
+        class_loss: the classification loss, a `variant` of `IABCELoss`. "focal" with a
+            `match_num` of 1 throughout is DINO's.
+        rank_weights: False: all candidates of an object count alike, in every loss.
 
     Attributes:
-        weight_table: (len(match_num), max(match_num)); row l is exp(-i / tau) for
-            i < match_num[l], then 0. Not in the state_dict.
+        weight_table: (len(match_num), max(match_num)); row l is exp(-i / tau), or 1 without
+            rank weights, for i < match_num[l], then 0. Not in the state_dict.
 
     Raises:
         ValueError: one of them is outside the range given above, or, when a model is built with
@@ -40,20 +49,17 @@ class ManyToOneCriterion(BaseCriterion):
         gamma: float,
         alpha: float,
         tau: float,
+        class_loss: str = "ia_bce",
+        rank_weights: bool = True,
     ):
         super().__init__(num_classes, matcher, weight_dict)
         self.match_num = _positive_ints(match_num)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"`alpha` (={alpha}) must be in [0, 1]")
-        if not gamma >= 0:
-            raise ValueError(f"`gamma` (={gamma}) must be at least 0")
-        if not tau > 0:
-            raise ValueError(
-                f"`tau` (={tau}) must be greater than 0; towards 0 only the best candidate counts"
-            )
+        check_loss_arguments(alpha, gamma, tau, class_loss)
         self.gamma = gamma
         self.alpha = alpha
         self.tau = tau
+        self.class_loss = class_loss
+        self.rank_weights = rank_weights
         self.register_buffer("weight_table", self._make_weight_table(), persistent=False)
 
     def check_num_layers(self, num_layers: int) -> None:
@@ -91,14 +97,16 @@ class ManyToOneCriterion(BaseCriterion):
     def classification_sums(
         self, sets: list[PredictionSet], pairs: MatchedPairs
     ) -> tuple[list[Tensor], Tensor]:
-        """IA-BCE and the rank weights (`IA_BCE_loss`, of several sets at once)."""
+        """`class_loss` and the rank weights (`IA_BCE_loss`, of several sets at once)."""
+        form = VARIANTS[self.class_loss]
         positions = list(zip(sets, pairs.positions, strict=True))
         matched = torch.cat([layer.logits[position] for layer, position in positions])
-        quality = match_quality(matched, pairs.src_boxes, pairs.target_boxes, self.alpha)
+        share = form.score_share(self.alpha)
+        quality = match_quality(matched, pairs.src_boxes, pairs.target_boxes, share)
         weight = self._rank_weights(sets, pairs, quality)
-        positives = positive_loss(matched, quality * weight).split(pairs.sizes)
+        positives = form.positives(matched, quality, weight, self.gamma).split(pairs.sizes)
         sums = [
-            positive.sum() + negative_loss(layer.logits, position, self.gamma)
+            positive.sum() + form.negatives(layer.logits, position, self.gamma)
             for (layer, position), positive in zip(positions, positives, strict=True)
         ]
         return sums, weight
@@ -127,7 +135,8 @@ class ManyToOneCriterion(BaseCriterion):
     def _make_weight_table(self) -> Tensor:
         rank = torch.arange(max(self.match_num))
         used = rank < torch.tensor(self.match_num)[:, None]
-        return torch.where(used, torch.exp(-rank / self.tau), 0.0)
+        weights = rank_weight_table(len(rank), self.tau) if self.rank_weights else 1.0
+        return torch.where(used, weights, 0.0)
 
 
 def _positive_ints(match_num: Sequence[int]) -> list[int]:

@@ -13,8 +13,8 @@ class TwoStageCriterion(ManyToOneCriterion):
     """Also supervises "enc_outputs", with `match_num[0]` queries per object and suffix _enc.
 
     Args:
-        num_classes, matcher, weight_dict, match_num, gamma, alpha, tau: as
-            `ManyToOneCriterion`.
+        num_classes, matcher, weight_dict, match_num, gamma, alpha, tau, class_loss,
+            rank_weights: as `ManyToOneCriterion`.
         two_stage_binary_cls: the proposals only learn object or not: their targets all have
             label 0.
     """
@@ -29,8 +29,13 @@ class TwoStageCriterion(ManyToOneCriterion):
         alpha: float,
         tau: float,
         two_stage_binary_cls: bool = False,
+        class_loss: str = "ia_bce",
+        rank_weights: bool = True,
     ):
-        super().__init__(num_classes, matcher, weight_dict, match_num, gamma, alpha, tau)
+        super().__init__(
+            num_classes, matcher, weight_dict, match_num, gamma, alpha, tau, class_loss,
+            rank_weights,
+        )  # fmt: skip
         self.two_stage_binary_cls = two_stage_binary_cls
 
     def prediction_sets(

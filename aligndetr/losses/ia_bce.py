@@ -9,12 +9,11 @@ negative, weighted by p^gamma as in the focal loss.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid, softplus
 
 from aligndetr.layers import box_cxcywh_to_xyxy, elementwise_iou
 
 from .local_rank import get_local_rank
+from .variants import VARIANTS
 
 # Below this a positive would hardly pull its score up at all, and training could not start.
 MIN_QUALITY = 0.01
@@ -30,6 +29,7 @@ def IA_BCE_loss(
     alpha: float,
     gamma: float,
     w_prime: float | Tensor = 1,
+    variant: str = "ia_bce",
 ) -> tuple[Tensor, Tensor | float]:
     """IA-BCE over all entries of `src_logits`, summed and divided by `avg_factor`.
 
@@ -45,6 +45,7 @@ def IA_BCE_loss(
         alpha: share of the score in the quality, 1 - alpha is that of the IoU; in [0, 1].
         gamma: exponent of the negatives' weight; >= 0.
         w_prime: (R,) weight of each rank, or one number for all of them.
+        variant: a key of `VARIANTS`, where they are defined: IA-BCE or one of its relatives.
 
     Returns:
         The loss, 0-d, and the weight of each matched entry: (N,), or `w_prime` where it is one
@@ -53,15 +54,16 @@ def IA_BCE_loss(
     Raises:
         IndexError: an object has more than R candidates (on CUDA a device-side assertion).
     """
+    form = VARIANTS[variant]
     logits = src_logits.to(torch.promote_types(src_logits.dtype, torch.float32))
     matched = logits[pos_idx_c]
-    quality = match_quality(matched, src_boxes, target_boxes, alpha)
+    quality = match_quality(matched, src_boxes, target_boxes, form.score_share(alpha))
     if isinstance(w_prime, Tensor) and w_prime.dim() > 0:
         rank_weight = w_prime.to(quality)[get_local_rank(quality, indices)]
     else:
         rank_weight = w_prime
-    positives = positive_loss(matched, quality * rank_weight).sum()
-    loss = (positives + negative_loss(logits, pos_idx_c, gamma)) / avg_factor
+    positives = form.positives(matched, quality, rank_weight, gamma).sum()
+    loss = (positives + form.negatives(logits, pos_idx_c, gamma)) / avg_factor
     return loss.reshape(()), rank_weight
 
 
@@ -81,41 +83,3 @@ def match_quality(logits: Tensor, src_boxes: Tensor, target_boxes: Tensor, alpha
     target_xyxy = box_cxcywh_to_xyxy(target_boxes.to(logits.dtype))
     iou = elementwise_iou(src_xyxy, target_xyxy)
     return (logits.sigmoid() ** alpha * iou ** (1 - alpha)).clamp(min=MIN_QUALITY)
-
-
-def positive_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy of each of the (N,) matched entries with its target in [0, 1]: (N,)."""
-    return -target * logsigmoid(logits) - (1 - target) * logsigmoid(-logits)
-
-
-def negative_loss(logits: Tensor, position: tuple[Tensor, ...], gamma: float) -> Tensor:
-    """Sum of -p^gamma * log(1 - p) over all entries of `logits` but those at `position`: 0-d.
-
-    Differentiable once.
-    """
-    return _NegativeLoss.apply(logits, gamma, *position)
-
-
-class _NegativeLoss(torch.autograd.Function):
-    """Value and derivative in one go: their terms are the same, and this is most of the loss.
-
-    With s = softplus(x) = -log(1 - p): d/dx p^gamma s = p^gamma (gamma (1 - p) s + p).
-    """
-
-    @staticmethod
-    def forward(ctx, logits, gamma, *position):
-        p = logits.sigmoid()
-        # Beyond the threshold softplus(x) is x: exact only where exp(-x) is lost in x.
-        s = softplus(logits, threshold=40)
-        weight = p**gamma
-        weight[position] = 0
-        loss = (weight * s).sum()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(s.mul_(1 - p).mul_(gamma).add_(p).mul_(weight))
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (derivative,) = ctx.saved_tensors
-        return grad * derivative, None, *[None] * (len(ctx.needs_input_grad) - 2)

@@ -21,7 +21,7 @@ from aligndetr.config import (
 from tests.builders import golden_json
 
 CONFIGS = Path(__file__).parents[2] / "projects/aligndetr/configs"
-CONFIG_FILES = sorted(CONFIGS.glob("*.py"))
+CONFIG_FILES = sorted(set(CONFIGS.rglob("*.py")) - set(CONFIGS.glob("models/*.py")))
 EXPERIMENTS = sorted(CONFIGS.glob("aligndetr_k=2_*.py"))
 stem = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 

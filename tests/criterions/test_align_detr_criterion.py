@@ -14,6 +14,7 @@ from aligndetr.criterions import (
     TwoStageCriterion,
 )
 from aligndetr.criterions import base_criterion as base_module
+from aligndetr.losses import IABCELoss
 from aligndetr.matchers import MixedMatcher
 from aligndetr.utils.errors import NonFinitePredictionError
 
@@ -483,3 +484,41 @@ def test_base_criterion_by_hand():
     assert losses["loss_class"].item() == pytest.approx(expected, rel=1e-5)
     _, indices = BaseCriterion(K, make_matcher(), {}).get_loss(outputs, targets, 3.0, 1)
     assert [gt.tolist() for _, gt in indices] == [[0, 1], [0]]
+
+
+# Other classification losses
+
+
+@pytest.mark.parametrize("class_loss", ["ia_bce", "ia_bce_focal", "focal", "varifocal"])
+@pytest.mark.parametrize("rank_weights", [True, False])
+def test_the_criterion_computes_what_the_loss_module_does(class_loss, rank_weights):
+    outputs, targets, _ = random_step((3, 2), dtype=torch.float64)
+    options = {"rank_weights": rank_weights, "alpha": 0.4, "gamma": 1.5, "tau": 2.0}
+    criterion = make_criterion(class_loss=class_loss, **options)
+    losses, indices = criterion.get_loss(outputs, targets, 5.0, 1)
+    module = IABCELoss(variant=class_loss, **options)
+    expected, weight = module(outputs["pred_logits"], outputs["pred_boxes"], targets, indices, 5.0)
+    torch.testing.assert_close(losses["loss_class"], expected)
+    pairs = [(outputs["pred_boxes"][i, q], targets[i]["boxes"][gt]) for i, (q, gt) in
+             enumerate(indices)]  # fmt: skip
+    distance = torch.cat([(src - gt).abs().sum(-1) for src, gt in pairs])
+    torch.testing.assert_close(losses["loss_bbox"], (distance * weight).sum() / 5)
+
+
+def test_focal_with_one_query_per_object_is_the_base_criterion():
+    """DINO's losses: the baseline that Align-DETR is compared with."""
+    outputs, targets, dn_metas = random_step()
+    dino = make_criterion(match_num=[1, 1, 1, 1], class_loss="focal")
+    losses = values(dino(outputs, targets, dn_metas))
+    base = values(BaseCriterion(K, make_matcher(), {})(outputs, targets))
+    assert {key: losses[key] for key in base} == pytest.approx(base, rel=1e-5)
+
+
+def test_without_rank_weights_all_candidates_count_alike():
+    table = make_criterion(match_num=[3, 1, 2, 1], rank_weights=False).weight_table
+    assert table.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
+
+
+def test_an_unknown_classification_loss():
+    with pytest.raises(ValueError, match=r"'focl'; choose one of \['ia_bce', .*'varifocal'\]"):
+        make_criterion(class_loss="focl")
