@@ -58,6 +58,7 @@ setup(
         "opencv-python-headless",
         "pyarrow>=14",
         "rich>=13",
+        "safetensors>=0.4.3",
         "scipy",
         "torch>=2.4",
         "torchvision>=0.19",

@@ -35,7 +35,6 @@ SAVED = [
     "aligndetr.engine.backbone_lr_factor",
     "aligndetr.engine.cosine_lr",
     "aligndetr.engine.multi_step_lr",
-    "aligndetr.evaluation.AlignmentEvaluator",
     "aligndetr.evaluation.COCOEvaluator",
 ]
 

@@ -1,10 +1,13 @@
 """Reading and writing weights and training state."""
 
 from .checkpointer import Checkpointer, CheckpointWriteError
-from .loading import LoadReport, load_weights
+from .loading import load_weights
 from .reading import CheckpointError, DamagedCheckpointError, local_checkpoint, read_checkpoint
+from .report import LoadReport
+from .writing import FORMATS, write_weights
 
 __all__ = [
+    "FORMATS",
     "CheckpointError",
     "CheckpointWriteError",
     "Checkpointer",
@@ -13,4 +16,5 @@ __all__ = [
     "load_weights",
     "local_checkpoint",
     "read_checkpoint",
+    "write_weights",
 ]

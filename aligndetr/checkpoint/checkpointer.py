@@ -16,7 +16,7 @@ from torch import nn
 
 from aligndetr.utils.files import atomic_path
 
-from .loading import LoadReport, load_weights
+from .loading import load_weights
 from .reading import (
     CheckpointError,
     DamagedCheckpointError,
@@ -24,6 +24,7 @@ from .reading import (
     local_checkpoint,
     read_checkpoint,
 )
+from .report import LoadReport
 
 logger = logging.getLogger(__name__)
 

@@ -1,59 +1,22 @@
 """Putting a state dict into a model, and saying plainly what fitted and what did not."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from fvcore.common.checkpoint import (
-    get_missing_parameters_message,
-    get_unexpected_parameters_message,
-)
 from torch import Tensor, nn
 
 from .reading import CheckpointError
+from .recognising import without_ddp_prefix
+from .report import LoadReport
+from .settings import READERS, as_overrides, differing_settings
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass
-class LoadReport:
-    """How the tensors of a file and those of a model correspond."""
-
-    loaded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: dict[str, tuple[tuple, tuple]] = field(default_factory=dict)
-    """Name to (shape in the file, shape in the model)."""
-
-    @property
-    def complete(self) -> bool:
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def describe(self) -> str:
-        lines = [f"{len(self.loaded)} tensors loaded"]
-        if self.mismatched:
-            lines.append(
-                f"{len(self.mismatched)} of another shape, which keep their initial value:"
-            )
-            lines += [f"  {n}: {a} in the file, {b} here" for n, (a, b) in self.mismatched.items()]
-        absent, partly = self._missing_by_part()
-        if absent:
-            parts = ", ".join(f"{part} ({count})" for part, count in absent.items())
-            lines.append(f"not in the file, so they keep their initial value: {parts}")
-        if partly:
-            lines.append(get_missing_parameters_message(partly))
-        if self.unexpected:
-            lines.append(get_unexpected_parameters_message(self.unexpected))
-        return "\n".join(lines)
-
-    def _missing_by_part(self) -> tuple[dict[str, int], list[str]]:
-        """Parts (top-level modules) of which nothing is in the file, with their number of
-        tensors, and the names missing from other parts."""
-        present = {_part(name) for name in (*self.loaded, *self.mismatched)}
-        absent = Counter(_part(name) for name in self.missing if _part(name) not in present)
-        return dict(absent), [name for name in self.missing if _part(name) in present]
+MIN_SHARE = 0.5
+"""Of a file's tensors that must have a place in the model, and of the tensors of the model's parts
+that the file is about (the backbone alone, for a backbone's file) that must be in it."""
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: bool) -> LoadReport:
@@ -71,41 +34,55 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
             and those the file lacks, keep their initial value, and the report says so.
 
     Raises:
-        CheckpointError: strict and not complete; nothing corresponds; a shape differs beyond its
-            first dimension; or a weight is NaN or infinite. The model is untouched then.
+        CheckpointError: strict and not complete; less than MIN_SHARE corresponds; a shape differs
+            beyond its first dimension; a weight is NaN or infinite; or the model is built with
+            other settings than the weights were trained with. The model is untouched then.
     """
-    state = _without_ddp_prefix(checkpoint["model"])
+    state = without_ddp_prefix(checkpoint["model"])
     if checkpoint.get("matching_heuristics"):
-        state = align_and_update_state_dicts(model.state_dict(), dict(state), c2_conversion=False)
-    report = _compare(model, state)
+        state = align_and_update_state_dicts(model.state_dict(), state, c2_conversion=False)
+    report = _compare(model, state, checkpoint)
     if strict and not report.complete:
         raise CheckpointError(
             f"checkpoint {source!r} does not fit the model: {report.describe()}\n"
             "Every tensor must fit here; give the checkpoint of this model and its config."
         )
     _refuse_other_architecture(report, source)
+    _refuse_other_settings(model, checkpoint.get("settings", {}), source)
     _require_finite(report, state, source)
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
-    # A backbone of the model zoo never fills a detector, which is no cause for alarm.
-    expected = report.complete or checkpoint.get("matching_heuristics")
+    # A backbone never fills a detector, which is no cause for alarm.
+    backbone = checkpoint.get("matching_heuristics") or not _odd(report)
+    expected = report.complete or backbone
     level = logging.INFO if expected else logging.WARNING
-    logger.log(level, "Weights of %s: %s", source, report.describe())
+    kind = f" ({checkpoint['source']})" if checkpoint.get("source") else ""
+    logger.log(level, "Weights of %s%s: %s", source, kind, report.describe())
     return report
 
 
-def _compare(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
+def _compare(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Mapping) -> LoadReport:
     own = model.state_dict(keep_vars=True)
-    report = LoadReport(unexpected=[name for name in state if name not in own])
+    filled = set(checkpoint.get("filled", ()))
+    report = LoadReport(
+        unexpected=[name for name in state if name not in own and name not in filled],
+        dropped=list(checkpoint.get("dropped", ())),
+    )
     for name in [name for name in own if name in state]:
         shapes = tuple(state[name].shape), tuple(own[name].shape)
         if shapes[0] == shapes[1]:
             report.loaded.append(name)
         else:
             report.mismatched[name] = shapes
+    report.filled = [name for name in report.loaded if name in filled]
     # Heads stand under two names; a file with one of them is complete.
     present = {id(own[name]) for name in own.keys() & state.keys()}
     report.missing = [name for name, tensor in own.items() if id(tensor) not in present]
     return report
+
+
+def _odd(report: LoadReport) -> bool:
+    """Whether something else is wrong than that whole parts of the model are missing."""
+    return bool(report.mismatched or report.unexpected or report.covered_share() < 1)
 
 
 def _refuse_other_architecture(report: LoadReport, source: str) -> None:
@@ -123,6 +100,29 @@ def _refuse_other_architecture(report: LoadReport, source: str) -> None:
             f"{in_file} in the file and {in_model} here ({len(other)} such tensors). Only the "
             "number of classes may differ; use the config that the checkpoint was trained with."
         )
+    used, covered = report.used_share(), report.covered_share()
+    if min(used, covered) < MIN_SHARE:
+        raise CheckpointError(
+            f"checkpoint {source!r} fits the model too little: {used:.0%} of its tensors have a "
+            f"place in the model, and it has {covered:.0%} of the model's parts that it is about; "
+            f"at least {MIN_SHARE:.0%} of both must fit, or training would start from mostly "
+            f"random weights. {report.describe()}"
+        )
+
+
+def _refuse_other_settings(model: nn.Module, settings: Mapping[str, Any], source: str) -> None:
+    differing = differing_settings(model, settings)
+    # The order of channels is the data loader's, and a model does not know it.
+    unseen = {key: value for key, value in settings.items() if key not in READERS}
+    if differing:
+        needed = {key: settings[key] for key in differing} | unseen
+        raise CheckpointError(
+            f"the weights of {source!r} were trained with other settings than the config's "
+            f"({', '.join(as_overrides(differing))}): they would load, and find little. Change the "
+            f"config, or add {' '.join(as_overrides(needed))}"
+        )
+    if unseen:
+        logger.warning("%s needs %s", source, " ".join(as_overrides(unseen)))
 
 
 def _require_finite(report: LoadReport, state: Mapping[str, Tensor], source: str) -> None:
@@ -134,16 +134,6 @@ def _require_finite(report: LoadReport, state: Mapping[str, Tensor], source: str
             )
 
 
-def _part(name: str) -> str:
-    return name.partition(".")[0]
-
-
 def _sample(names: Iterable[str]) -> str:
     names = list(names)
     return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-
-
-def _without_ddp_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return dict(state)

@@ -1,14 +1,14 @@
 """Reading weight files as data: nothing in a file may run.
 
-Two formats: `torch.save` files (read with `weights_only=True`) and the pickles of detectron2's
-model zoo (read by an unpickler that knows arrays and plain containers, see `array_pickle`).
+Three formats: `torch.save` files (read with `weights_only=True`), safetensors, and the pickles of
+detectron2's model zoo (read by an unpickler that knows arrays and plain containers, see
+`array_pickle`).
 """
 
 import os
-import pickle
-import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -19,7 +19,11 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from aligndetr.utils.downloads import download
 
 from .array_pickle import load_arrays
+from .recognising import with_our_names
+from .safetensors_files import is_safetensors, read_safetensors
+from .torch_files import is_torch, read_torch
 
+PICKLE = b"\x80"  # how pickles of protocol 2 and later begin
 LOCAL_SCHEMES = {"", "file"}
 REMOTE_SCHEMES = {"detectron2", "http", "https"}
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -79,28 +83,39 @@ def _download(url: str) -> str:
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Read a local weight file.
+    """Read a local weight file of any known kind, which is told by its content.
 
     Args:
-        path: a `.pkl` of detectron2's model zoo, else a file that `torch.save` wrote: a dict with
-            the key "model", or a bare state dict.
+        path: a file of `torch.save` (a dict with the key "model" or "state_dict", or a bare state
+            dict), of safetensors, or a pickle of detectron2's model zoo.
 
     Returns:
-        {"model": {name: tensor}, …}: what the file holds beside "model" comes along.
+        {"model": {our name: tensor}, …}: what the file holds beside the weights comes along.
+        Files of other codebases also get the fields of `Converted`, "source" among them.
 
     Raises:
         CheckpointError: not such a file, damaged, or it asks for code to be run.
     """
-    read = _read_pickle if path.endswith(".pkl") else _read_torch
     try:
-        content = read(path)
+        content = _reader(path)(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # unpicklers raise anything on a damaged or foreign file
         raise CheckpointError(
             f"checkpoint {path!r} is not readable as data: {str(error) or type(error).__name__}"
         ) from error
-    return _with_model(content, path)
+    return with_our_names(_with_model(content, path))
+
+
+def _reader(path: str) -> Callable[[str], Any]:
+    """Chosen by the first bytes: names of files mean little."""
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if is_safetensors(head):
+        return read_safetensors
+    if is_torch(head) or not (head[:1] == PICKLE or path.endswith(".pkl")):
+        return read_torch
+    return _read_pickle
 
 
 def check_intact(path: str) -> None:
@@ -120,30 +135,6 @@ def check_intact(path: str) -> None:
         raise DamagedCheckpointError(f"checkpoint {path!r} is damaged: checksum of {damaged!r}")
 
 
-def _read_torch(path: str) -> Any:
-    _refuse_compressed(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text advises to switch the protection off.
-        asked_for = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it asks for `{asked_for[1]}`" if asked_for else "it is not a file of torch.save"
-        raise pickle.UnpicklingError(
-            f"{what}; only tensors, numbers, strings and containers are accepted"
-        ) from error
-
-
-def _refuse_compressed(path: str) -> None:
-    """torch stores, and nothing else; what is compressed may unpack to more than the memory."""
-    if not zipfile.is_zipfile(path):
-        return  # of torch before 1.6, or nothing of torch's
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > os.path.getsize(path):
-        raise ValueError("its parts are compressed, or larger than the file; torch writes neither")
-
-
 def _read_pickle(path: str) -> Any:
     with open(path, "rb") as file:
         return load_arrays(file)
@@ -151,12 +142,13 @@ def _read_pickle(path: str) -> Any:
 
 def _with_model(content: Any, path: str) -> dict[str, Any]:
     if isinstance(content, dict) and "model" not in content:
-        content = {"model": content}
+        key = next((key for key in ("state_dict", "blobs") if key in content), None)
+        content = {"model": content} if key is None else {**content, "model": content[key]}
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model:
         raise CheckpointError(
-            f"checkpoint {path!r} holds no weights: expected a dict with the key 'model', or a "
-            f"state dict, but found {type(content).__name__}"
+            f"checkpoint {path!r} holds no weights: expected a dict with the key 'model' or "
+            f"'state_dict', or a state dict, but found {type(content).__name__}"
         )
     state = {}
     for name, value in model.items():

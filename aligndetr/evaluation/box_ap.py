@@ -42,14 +42,9 @@ class GroundTruth:
 
     @classmethod
     def from_json(cls, json_file: str) -> "GroundTruth":
-        """Read a COCO json, see `from_content`."""
+        """Read a COCO json. A missing `area` is that of the box, a missing `iscrowd` is 0."""
         with open(json_file, "rb") as file:
-            return cls.from_content(json.load(file), source=str(json_file))
-
-    @classmethod
-    def from_content(cls, content: dict[str, list[dict]], source: str) -> "GroundTruth":
-        """From a COCO json that was read from `source`; a missing `area` is that of the box, a
-        missing `iscrowd` is 0. `content` is left as it is."""
+            content = json.load(file)
         ids = sorted({image["id"] for image in content["images"]})
         number_of = {image_id: number for number, image_id in enumerate(ids)}
         annotations = content.get("annotations", [])
@@ -57,7 +52,7 @@ class GroundTruth:
             logger.warning(
                 "%r has an annotation with id 0, which COCO's evaluation never counts as found; "
                 "number the annotations from 1",
-                source,
+                str(json_file),
             )
         return cls(
             number_of=number_of,

@@ -1,6 +1,7 @@
 """Which tensors of a file go where, and what is said about the others."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -127,8 +128,81 @@ def test_backbone_of_the_model_zoo_matches_by_the_end_of_names(caplog):
     assert report.unexpected == ["stem.fc"]
     assert model.backbone.stem.weight.eq(1).all()
     assert torch.equal(model.class_embed.weight, before["class_embed.weight"])
-    assert "keep their initial value: class_embed (2), decoder (2)" in caplog.text
+    for part in ("class_embed", "decoder"):
+        row = rf"all of {part} +2 +not in the file: keeps its initial value"
+        assert re.search(row, caplog.text)
     assert not any(
         record.name.startswith("aligndetr") and record.levelno > logging.INFO
         for record in caplog.records
     )
+
+
+class Part(nn.Module):
+    """Ten tensors, of which five are in `first`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ParameterDict({f"p{i}": nn.Parameter(torch.zeros(2)) for i in range(5)})
+        self.second = nn.ParameterDict({f"p{i}": nn.Parameter(torch.zeros(2)) for i in range(5)})
+
+
+@pytest.mark.parametrize(
+    ("fitting", "foreign", "refused"),
+    [
+        (5, 0, None),  # `first` as a whole: a backbone's file
+        (5, 5, None),  # half of the file has a place
+        (5, 6, "45% of its tensors .* 100% of the model's parts"),
+        (3, 0, None),  # three of five
+        (2, 0, "100% of its tensors .* 40% of the model's parts"),
+    ],
+)
+def test_what_fits_too_little_is_an_error_and_no_random_start(fitting, foreign, refused):
+    model = Part()
+    state = {f"first.p{i}": torch.ones(2) for i in range(fitting)}
+    state |= {f"other.p{i}": torch.ones(2) for i in range(foreign)}
+    if refused is None:
+        assert len(load(model, state).loaded) == fitting
+        return
+    with pytest.raises(CheckpointError, match=rf"(?s){refused}.*at least 50%"):
+        load(model, state)
+    assert all(not tensor.any() for tensor in model.state_dict().values())
+
+
+def test_one_table_holds_all_that_was_not_simply_loaded(caplog):
+    model, state = Detector(num_classes=3), Detector(num_classes=80).state_dict()
+    del state["backbone.stem.bias"]
+    state = {name: t for name, t in state.items() if not name.startswith("decoder")}
+    state |= {"extra.bias": torch.ones(1), "extra.weight": torch.ones(1)}
+    load(model, state, dropped=["fc.weight"], filled=["backbone.stem.weight"])
+    rows = [re.split(r"  +", line.strip()) for line in caplog.text.splitlines()[3:]]
+    assert rows == [
+        ["class_embed.weight: (80, 5) in the file, (3, 5) here", "1",
+         "other shape: keeps its initial value"],
+        ["class_embed.bias: (80,) in the file, (3,) here", "1",
+         "other shape: keeps its initial value"],
+        ["backbone.stem.bias", "1", "not in the file: keeps its initial value"],
+        ["backbone.stem.weight", "1", "not in the file: has one possible value, which was set"],
+        ["extra.{bias, weight}", "2", "in the file alone: not used"],
+        ["fc.weight", "1", "in the file alone: of no use to a detector"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "here"),
+    [
+        ("model.pixel_mean", [1.0, 2.0, 3.0], r"pixel_mean=\[4\.0,5\.0,6\.0\]"),
+        ("model.pixel_std", [7], ""),
+    ],
+)
+def test_a_setting_that_no_tensor_shows_is_compared(key, value, here):
+    model = Detector()
+    model.pixel_mean = torch.tensor([4.0, 5.0, 6.0]).view(3, 1, 1)
+    before = snapshot(model)
+    if not here:  # a model that has no such setting
+        assert load(model, Detector().state_dict(), settings={key: value}).complete
+        return
+    with pytest.raises(CheckpointError, match=rf"{here}.*add {re.escape(key)}=\[1\.0,2\.0,3\.0\]"):
+        load(model, Detector().state_dict(), settings={key: value})
+    assert_same(model, before)
+    model.pixel_mean = torch.tensor(value).view(3, 1, 1)
+    assert load(model, Detector().state_dict(), settings={key: value}).complete
