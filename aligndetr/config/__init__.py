@@ -6,8 +6,9 @@ it can only build what `allow_list` lets it name.
 
 from .allow_list import check_targets
 from .common.coco_schedule import ITERS_PER_EPOCH, coco_schedule
-from .loading import get_config, load_config
+from .loading import load_config
 from .overrides import apply_overrides
+from .shared import get_config
 from .yaml_io import config_from_yaml, config_to_yaml, save_config
 
 __all__ = [

@@ -9,28 +9,15 @@ from pathlib import Path
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from aligndetr.utils.safe_yaml import read_yaml_text
+
 from .yaml_io import config_from_yaml
-
-_SHARED = Path(__file__).parent
-
-
-def get_config(name: str) -> DictConfig:
-    """One of the configs that come with the library, for other configs to build on.
-
-    Args:
-        name: path inside `aligndetr/config`, for example "common/train.py".
-
-    Returns:
-        A new DictConfig at every call: `get_config("common/train.py").train` is yours to change.
-    """
-    known = sorted(path.relative_to(_SHARED).as_posix() for path in _SHARED.glob("common/**/*.py"))
-    if name not in known:
-        raise ValueError(f"unknown config {name!r}; choose one of {known}")
-    return LazyConfig.load(str(_SHARED / name))
 
 
 def load_config(path: str | os.PathLike) -> DictConfig:
     """Load a config file: `.py` runs as code, `.yaml` and `.yml` are read as data.
+
+    A config.yaml of the authors' code is read as one of ours (see `reference_config`).
 
     Args:
         path: a file on this machine.
@@ -53,7 +40,11 @@ def load_config(path: str | os.PathLike) -> DictConfig:
         raise FileNotFoundError(f"config file {str(path)!r} does not exist{hint}")
     if path.suffix == ".py":
         return _run(path)
-    return config_from_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = read_yaml_text(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config_from_yaml(text, source=str(path))
 
 
 def _run(path: Path) -> DictConfig:

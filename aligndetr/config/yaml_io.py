@@ -12,16 +12,20 @@ from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from aligndetr.utils.files import atomic_path
+from aligndetr.utils.safe_yaml import PlainLoader, load_yaml
 
 from .allow_list import check_targets, has_resolver
+from .reference_config import (
+    add_reference_tags,
+    is_reference_config,
+    translate_reference_config,
+)
 
 logger = logging.getLogger(__name__)
 
-MAX_NODES = 100_000  # a shipped config has a few hundred; YAML aliases can multiply without end
 
-
-class _Loader(yaml.SafeLoader):
-    """Knows plain values only, takes `1e-4` for a number and refuses a key given twice."""
+class _Loader(PlainLoader):
+    """Takes `1e-4` for a number, refuses a key given twice, and reads the authors' configs."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -47,7 +51,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
-
+add_reference_tags(_Loader)
 
 # YAML 1.1 reads 1e-4 as text. The dumper must know as well, to put quotes around such a text.
 for _class in (_Loader, _Dumper):
@@ -94,16 +98,18 @@ def config_from_yaml(text: str, source: str = "config") -> DictConfig:
             not name (see `check_targets`). Nothing of it has run then.
     """
     try:
-        data = yaml.load(text, Loader=_Loader)
+        data = load_yaml(text, _Loader)
         if not isinstance(data, dict):
             raise ValueError(f"it must hold keys and values, not a {type(data).__name__}")
-        cfg = OmegaConf.create(_check_plain(data, "", [0]), flags={"allow_objects": True})
-        check_targets(cfg)
+        data = _check_plain(data, "")
+        if is_reference_config(data):
+            data = translate_reference_config(data)
+        check_targets(data)  # before OmegaConf parses what could be a resolver
+        return OmegaConf.create(data, flags={"allow_objects": True})
     except RecursionError:
         raise ValueError(f"{source}: nested too deeply for a config") from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
-    return cfg
 
 
 def save_config(cfg: DictConfig, path: str | os.PathLike) -> None:
@@ -137,7 +143,7 @@ def _to_plain(value: Any, key: str, cfg: DictConfig) -> Any:
         value = OmegaConf.select(cfg, key)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
-    return _check_plain(value, key, [0])
+    return _check_plain(value, key)
 
 
 def _target_name(target: Callable, key: str) -> str:
@@ -153,21 +159,18 @@ def _target_name(target: Callable, key: str) -> str:
     )
 
 
-def _check_plain(value: Any, key: str, count: list[int]) -> Any:
+def _check_plain(value: Any, key: str) -> Any:
     """A copy of `value`, or a ValueError that names the first part of it that is not plain."""
-    count[0] += 1
-    if count[0] > MAX_NODES:
-        raise ValueError(f"more than {MAX_NODES} values; this is not a config")
     if isinstance(value, dict):
         for name in value:
             if type(name) not in (str, int):
                 raise ValueError(f"`{key}` has the key {name!r}; keys must be text")
         return {
-            name: _check_plain(child, f"{key}.{name}" if key else str(name), count)
+            name: _check_plain(child, f"{key}.{name}" if key else str(name))
             for name, child in value.items()
         }
     if isinstance(value, list):
-        return [_check_plain(child, f"{key}.{i}", count) for i, child in enumerate(value)]
+        return [_check_plain(child, f"{key}.{i}") for i, child in enumerate(value)]
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise ValueError(

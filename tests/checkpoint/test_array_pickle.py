@@ -73,7 +73,7 @@ HOSTILE = {
     "shape that is no tuple": array_pickle(shape="I2\n"),
     "bytes that are a list": array_pickle(raw=b"(l"),
     # attributes of what a pickle can name
-    "attribute of a function": b"cnumpy\ndtype\n(NdS'__class__'\nI1\nstb.",
+    "attribute of a function": b"cnumpy\ndtype\n(N(dS'__class__'\nI1\nstb.",
     "attribute of a name": b"cnumpy\nndarray\n(N(dS'__setstate__'\nI1\nstb.",
     "another class": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntS'b'\ntR.",
     # what takes all memory or all time
