@@ -35,6 +35,7 @@ SAVED = [
     "aligndetr.engine.backbone_lr_factor",
     "aligndetr.engine.cosine_lr",
     "aligndetr.engine.multi_step_lr",
+    "aligndetr.evaluation.AlignmentEvaluator",
     "aligndetr.evaluation.COCOEvaluator",
 ]
 

@@ -42,9 +42,14 @@ class GroundTruth:
 
     @classmethod
     def from_json(cls, json_file: str) -> "GroundTruth":
-        """Read a COCO json. A missing `area` is that of the box, a missing `iscrowd` is 0."""
+        """Read a COCO json, see `from_content`."""
         with open(json_file, "rb") as file:
-            content = json.load(file)
+            return cls.from_content(json.load(file), source=str(json_file))
+
+    @classmethod
+    def from_content(cls, content: dict[str, list[dict]], source: str) -> "GroundTruth":
+        """From a COCO json that was read from `source`; a missing `area` is that of the box, a
+        missing `iscrowd` is 0. `content` is left as it is."""
         ids = sorted({image["id"] for image in content["images"]})
         number_of = {image_id: number for number, image_id in enumerate(ids)}
         annotations = content.get("annotations", [])
@@ -52,7 +57,7 @@ class GroundTruth:
             logger.warning(
                 "%r has an annotation with id 0, which COCO's evaluation never counts as found; "
                 "number the annotations from 1",
-                str(json_file),
+                source,
             )
         return cls(
             number_of=number_of,

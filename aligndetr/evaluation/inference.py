@@ -2,12 +2,13 @@
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Sequence
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from tabulate import tabulate
 from torch import nn
+
+from aligndetr.utils.numbers import without_nan
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,8 @@ def evaluate(
 
 
 def _as_json(results: dict[str, dict[str, float]]) -> str:
-    """JSON knows no NaN: what has no value, as AP of a size that no object has, is null."""
-    known = {
-        task: {name: None if math.isnan(value) else value for name, value in metrics.items()}
-        for task, metrics in results.items()
-    }
-    return json.dumps(known, allow_nan=False)
+    """What has no value, as AP of a size that no object has, is null."""
+    return json.dumps(without_nan(results), allow_nan=False)
 
 
 def _add_single_class(results: dict[str, dict[str, float]], name: str) -> None:

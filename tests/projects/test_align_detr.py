@@ -216,3 +216,34 @@ def test_a_class_that_the_model_does_not_have():
     batch[1]["instances"].gt_classes[0] = 5
     with pytest.raises(ValueError, match=r"class 5, but the model has 5.*model\.num_classes"):
         tiny_model().train()(batch)
+
+
+def test_all_layers_come_with_the_same_detections():
+    torch.manual_seed(0)
+    model = tiny_model().eval()
+    for head in model.bbox_embed:  # they start at zero, where no layer moves a box
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
+    batch = random_batch([(96, 128), (64, 96), (96, 128)], [1, 1, 1])
+    with torch.no_grad():
+        plain = model(batch)
+        with model.all_layers():
+            full = model(batch)
+        after = model(batch)
+    assert all(set(result) == {"instances"} for result in plain + after)
+    for image, (before, result) in enumerate(zip(plain, full, strict=True)):
+        layers = result["layers"]
+        assert layers["names"] == ["encoder", "decoder 1", "decoder 2", "decoder 3"]
+        assert layers["pred_logits"].shape == (4, 20, 5)
+        assert layers["pred_boxes"].shape == (4, 20, 4)
+        assert torch.equal(before["instances"].scores, result["instances"].scores)
+        boxes = before["instances"].pred_boxes.tensor
+        assert torch.equal(boxes, result["instances"].pred_boxes.tensor)
+        # The best detection is the best of the last layer, in pixels.
+        last = layers["pred_logits"][-1].sigmoid()
+        torch.testing.assert_close(last.max(), before["instances"].scores[0])
+        x, y, w, h = layers["pred_boxes"][-1][last.amax(1).argmax()]
+        height, width = batch[image]["image"].shape[1:]
+        corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2]).clamp(0, 1)
+        torch.testing.assert_close(boxes[0], corners * torch.tensor([width, height] * 2))
+        # Each layer has its own.
+        assert len({tuple(b.flatten().tolist()) for b in layers["pred_boxes"]}) == 4

@@ -99,6 +99,7 @@ class AlignDETR(nn.Module):
         self.dn_number = dn_number
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale
+        self._gives_all_layers = False
 
         self.label_enc = nn.Embedding(num_classes, embed_dim)
         self._build_heads(transformer.decoder, prior_init)
@@ -201,22 +202,60 @@ class AlignDETR(nn.Module):
         results: list[dict] = [{} for _ in batched_inputs]
         for indices in by_size.values():
             group = [batched_inputs[index] for index in indices]
-            for index, instances in zip(indices, self._detect(group), strict=True):
-                results[index] = {"instances": instances}
+            for index, result in zip(indices, self._detect(group), strict=True):
+                results[index] = result
         return results
 
-    def _detect(self, same_size: list[dict]) -> list[Instances]:
+    @contextmanager
+    def all_layers(self) -> Iterator[None]:
+        """Within it, each image's detections come with "layers": what every layer predicts.
+
+        They hold "names" (N + 1), the encoder's proposals first, "pred_logits" (N + 1, Q, K) and
+        "pred_boxes" (N + 1, Q, 4). The detections themselves are the same as outside of it.
+        """
+        before, self._gives_all_layers = self._gives_all_layers, True
+        try:
+            yield
+        finally:
+            self._gives_all_layers = before
+
+    def _detect(self, same_size: list[dict]) -> list[dict]:
         images = self.preprocess_image(same_size)
-        states, init_reference, references, _, _ = self.transformer(
-            *self._features(images), (None, None), attn_masks=[None, None]
-        )
+        predicted = self.transformer(*self._features(images), (None, None), attn_masks=[None, None])
+        states, init_reference, references, _, _ = predicted
         before_last = references[-2] if len(references) > 1 else init_reference
         last = len(states) - 1
         logits, boxes = self._predict_layer(last, states[last], before_last)
-        results = self.inference(logits, boxes, images.image_sizes)
+        instances = self.inference(logits, boxes, images.image_sizes)
+        results = [
+            {
+                "instances": detector_postprocess(
+                    i, x.get("height", size[0]), x.get("width", size[1])
+                )
+            }
+            for i, x, size in zip(instances, same_size, images.image_sizes, strict=True)
+        ]
+        if self._gives_all_layers:
+            for result, layers in zip(results, self._layers_of_images(*predicted), strict=True):
+                result["layers"] = layers
+        return results
+
+    def _layers_of_images(
+        self,
+        states: Tensor,
+        init_reference: Tensor,
+        references: Tensor,
+        enc_state: Tensor,
+        enc_reference: Tensor,
+    ) -> list[dict]:
+        """What `all_layers` promises, for each image of a batch, from the transformer's outputs."""
+        logits, boxes = self._predict_all_layers(states, init_reference, references)
+        logits = torch.cat([self.class_embed[-1](enc_state)[None], logits])
+        boxes = torch.cat([enc_reference[None].to(boxes.dtype), boxes])
+        names = ["encoder", *(f"decoder {layer}" for layer in range(1, len(states) + 1))]
         return [
-            detector_postprocess(result, x.get("height", size[0]), x.get("width", size[1]))
-            for result, x, size in zip(results, same_size, images.image_sizes, strict=True)
+            {"names": names, "pred_logits": logits[:, image], "pred_boxes": boxes[:, image]}
+            for image in range(logits.shape[1])
         ]
 
     def _features(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
