@@ -3,16 +3,17 @@
 detectron2 goes through numpy between any two steps (decode, flip, resize, crop), and each step
 that Pillow does copies the image in and out. Here it stays in Pillow from the file to the last
 step, and an augmentation that asks for no more than its size is not given a copy of its pixels.
-The pixels are those of detectron2, bit by bit: the same calls of Pillow, in the same order.
+The pixels are those of detectron2, bit by bit: the same steps of Pillow, in the same order.
 
-What then remains is decoding and, above all, Pillow's resizing. `fast_resize` does the latter by
-torch, whose weights have fewer bits: some values differ by 1 or rarely 2 of 255, 0.1 to 0.4 % of
-them as COCO's images are enlarged for training, up to a fifth where an image is shrunk.
+What then remains is decoding (`jpeg.py`) and, above all, Pillow's resizing. `fast_resize` does the
+latter by torch, whose weights have fewer bits: some values differ by 1 or rarely 2 of 255, 0.1 to
+0.4 % of them as COCO's images are enlarged for training, up to a fifth where an image is shrunk.
 """
 
 import os
 import warnings
 
+import cv2
 import numpy as np
 import pyarrow
 import torch
@@ -22,6 +23,8 @@ from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import NoOpTransform
 from PIL import Image
+
+from .jpeg import decode_jpeg
 
 # All that these ask of an image is its size. (Exact types: a subclass may ask for more.)
 SIZE_IS_ENOUGH = (T.FixedSizeCrop, T.RandomCrop, T.RandomFlip, T.Resize, T.ResizeShortestEdge)
@@ -35,7 +38,8 @@ def read_image(file_name: str | os.PathLike) -> Image.Image:
         Exception: the bytes are broken; Pillow's decoders raise almost anything.
     """
     with PathManager.open(str(file_name), "rb") as file:
-        return to_rgb(Image.open(file))
+        image = Image.open(file)
+        return decode_jpeg(image) or to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -108,7 +112,16 @@ class PillowInput(T.AugInput):
 
     def to_tensor(self) -> torch.Tensor:
         """(3, H, W), contiguous, of the image's type (uint8, unless a transform changed it)."""
-        return torch.from_numpy(np.ascontiguousarray(self._view().transpose(2, 0, 1)))
+        if self._pillow is None:
+            return torch.from_numpy(np.ascontiguousarray(self._array.transpose(2, 0, 1)))
+        pixels = _memory_of(self._pillow)
+        planes = np.empty((3, *pixels.shape[:2]), np.uint8)
+        order = planes[::-1] if self._reversed else planes
+        if pixels.shape[2] == 3:
+            cv2.split(pixels, [*order])
+        else:
+            cv2.split(pixels, [*order, np.empty_like(planes[0])])
+        return torch.from_numpy(planes)
 
     def _view(self) -> np.ndarray:
         """(H, W, 3), which may be read-only and have any strides: nothing is copied to get it."""
