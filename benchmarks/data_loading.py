@@ -6,7 +6,7 @@ DIR holds JPEGs of the size that training will meet, at any depth; by default th
 that come with the tests. Boxes and polygons are made up, as many as COCO has. Both mappers get the
 same records, augmentations and random numbers. First every pixel and box is compared; a difference
 ends the run without a time. Beside them run `fast_resize`, which is nearly but not quite the same,
-and "Pillow alone", which only reads, flips, crops and resizes and makes no tensor: the limit for
+and "no tensor", which only reads, flips, crops and resizes and makes no tensor: the limit for
 equal pixels.
 """
 
@@ -89,11 +89,11 @@ def make_mappers(work: str) -> dict:
         "fast_resize": DetrDatasetMapper(
             make_augmentations(work), None, is_train=is_train, fast_resize=True
         ),
-        "Pillow alone": partial(pillow_alone, T.AugmentationList(make_augmentations(work))),
+        "no tensor": partial(without_tensor, T.AugmentationList(make_augmentations(work))),
     }
 
 
-def pillow_alone(augmentations: T.AugmentationList, record: dict) -> None:
+def without_tensor(augmentations: T.AugmentationList, record: dict) -> None:
     PillowInput(read_image(record["file_name"])).augment(augmentations)
 
 
