@@ -51,6 +51,7 @@ setup(
         include=["aligndetr", "aligndetr.*", "projects.*"],
         exclude=["*.__pycache__", "*.__pycache__.*"],
     ),
+    entry_points={"console_scripts": ["aligndetr = aligndetr.cli:main"]},
     package_data={"": ["*.md", "*.yaml", "*.cpp"]},
     install_requires=[
         "faster-coco-eval>=1.8",

@@ -10,10 +10,14 @@ left out. Losses with recomputation must equal those without, or the run ends wi
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import torch
 from omegaconf import OmegaConf
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from benchmarks.model import R50, build_model, load_config, random_batch
 from benchmarks.timing import Report, command_line

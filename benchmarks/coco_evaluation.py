@@ -18,6 +18,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import numpy as np
 import torch
 from detectron2 import evaluation as detectron2_evaluation
@@ -25,8 +31,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.evaluation import COCOEvaluator
 from aligndetr.evaluation.box_ap import GroundTruth, evaluate_boxes

@@ -10,10 +10,14 @@ and every gradient is compared first; a disagreement ends the run without a time
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.criterions import AlignDETRCriterion
 from aligndetr.matchers import MixedMatcher

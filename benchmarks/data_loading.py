@@ -14,14 +14,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.data import DetrDatasetMapper
 from aligndetr.data.image_reading import PillowInput, read_image

@@ -23,11 +23,14 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
+import numpy as np
+import torch
 from detectron2.data import (
     DatasetCatalog,
     build_detection_train_loader,

@@ -20,12 +20,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import torch
 from detectron2.engine import default_argument_parser
 from detectron2.utils.events import EventStorage
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine import Trainer, build_optimizer, do_train, setup

@@ -23,6 +23,10 @@ from typing import NamedTuple
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import torch
 
 from aligndetr.layers.ms_deform_attn.functional import BACKEND_VARIABLE

@@ -21,6 +21,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.structures import Boxes, Instances
@@ -28,8 +34,6 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.engine.build import build_optimizer
 from aligndetr.engine.trainer import Trainer

@@ -13,10 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
+
+import aligndetr.quiet  # noqa: F401 (before detectron2)
+
+# isort: split
+
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from aligndetr.layers import multi_scale_deformable_attn
 from aligndetr.layers.ms_deform_attn.functional import BACKENDS, choose_backend

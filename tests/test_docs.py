@@ -5,8 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from detectron2.engine import default_argument_parser
 
+from aligndetr.cli import COMMANDS, main
+from aligndetr.cli.train import parse_run
 from aligndetr.config import apply_overrides, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +28,15 @@ def test_there_are_commands_to_check():
     assert len(list(commands())) >= 10
 
 
+def check_run(words, monkeypatch):
+    """Of a training or evaluation: options, config and every KEY=VALUE."""
+    monkeypatch.setattr("sys.argv", words)
+    args = parse_run("", eval_only=words[0] == "eval")
+    apply_overrides(load_config(ROOT / args.config_file), args.opts)
+
+
 @pytest.mark.parametrize("words", list(commands()))
-def test_command_exists(words):
+def test_command_exists(words, monkeypatch, capsys):
     if words[0] in {"torchrun", "srun"}:  # start what follows their own options
         words = ["python", *words[words.index("tools/train_net.py") :]]
     if words[0] == "make":
@@ -36,11 +44,20 @@ def test_command_exists(words):
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).is_file()
         if words[1] == "tools/train_net.py":
-            args = default_argument_parser().parse_args(words[2:])
-            apply_overrides(load_config(ROOT / args.config_file), args.opts)
+            check_run(words[1:], monkeypatch)
     elif words[0] == "python":
         module = ROOT / (words[2].replace(".", "/") + ".py")
         assert module.is_file() or not words[2].startswith("aligndetr")
+    elif words[0] == "aligndetr":
+        assert words[1] in COMMANDS or words[1] == "--help"
+        if words[1] in ("train", "eval"):
+            check_run(words[1:], monkeypatch)
+        elif words[1] in COMMANDS:
+            monkeypatch.setattr("sys.argv", words[:1])
+            with pytest.raises(SystemExit):
+                main([words[1], "--help"])
+            options = {word for word in words[2:] if word.startswith("--")}
+            assert options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     else:
         assert words[0] in {"git", "pip"}, f"teach this test about {words}"
 

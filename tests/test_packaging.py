@@ -75,6 +75,11 @@ def test_wheel_holds_configs_whose_names_no_module_can_have(wheel):
     assert configs <= set(wheel.namelist())
 
 
+def test_wheel_brings_the_console_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "aligndetr = aligndetr.cli:main" in wheel.read(name).decode()
+
+
 def test_wheel_holds_the_license(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("LICENSE"))
     assert wheel.read(name) == (ROOT / "LICENSE").read_bytes()

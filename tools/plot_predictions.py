@@ -1,7 +1,9 @@
-"""Draw what a trained model finds on val images beside the ground truth, to predictions.png.
+r"""Draw what a trained model finds on val images beside the ground truth, to predictions.png.
 
-python tools/plot_predictions.py --config-file output/demo/config.yaml \
-    train.init_checkpoint=output/demo/model_final.pth [KEY=VALUE ...]
+    %(prog)s --config-file output/demo/config.yaml \
+        train.init_checkpoint=output/demo/model_final.pth
+
+KEY=VALUE changes the config.
 """
 
 import sys
@@ -10,8 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs without being installed
 
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser
 
+from aligndetr.cli.parsing import errors_in_one_line
+from aligndetr.cli.train import parse_run
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine import check_run, load_trained
 from aligndetr.engine.setup import dataset_class_names
@@ -30,17 +33,16 @@ OUTPUTS = {
 
 def main() -> None:
     """Draw the sheet, then say where everything lies that the run has left."""
-    parser = default_argument_parser(epilog=__doc__)
-    parser.set_defaults(eval_only=True)
-    args = parser.parse_args()
-    cfg = apply_overrides(load_config(args.config_file), args.opts)
-    check_run(cfg, args)
-    names = dataset_class_names(cfg, train=False)
-    *_, model = load_trained(cfg).values()  # the averaged weights, where there are any
-    output_dir = Path(cfg.train.output_dir)
-    records = instantiate(cfg.dataloader.test.dataset)
-    mapper = instantiate(cfg.dataloader.test.mapper)
-    write_predictions(model, records, mapper, names, output_dir / "predictions.png")
+    args = parse_run(__doc__, eval_only=True)
+    with errors_in_one_line():
+        cfg = apply_overrides(load_config(args.config_file), args.opts)
+        check_run(cfg, args)
+        names = dataset_class_names(cfg, train=False)
+        *_, model = load_trained(cfg).values()  # the averaged weights, where there are any
+        output_dir = Path(cfg.train.output_dir)
+        records = instantiate(cfg.dataloader.test.dataset)
+        mapper = instantiate(cfg.dataloader.test.mapper)
+        write_predictions(model, records, mapper, names, output_dir / "predictions.png")
     for label, pattern in OUTPUTS.items():
         for path in sorted(output_dir.glob(pattern)):
             print(f"{label:12} {path}")

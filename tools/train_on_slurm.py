@@ -1,7 +1,7 @@
-"""Train on a SLURM cluster: what follows `--` are the arguments of tools/train_net.py.
+r"""Train on a SLURM cluster: what follows `--` are the arguments of tools/train_net.py.
 
-python tools/train_on_slurm.py --nodes 2 --processes-per-node 8 --hours 24 \
-    --slurm partition=gpu account=me -- --config-file projects/aligndetr/configs/NAME.py
+    %(prog)s --nodes 2 --processes-per-node 8 --hours 24 \
+        --slurm partition=gpu account=me -- --config-file projects/aligndetr/configs/NAME.py
 
 Before the time is up the run saves a checkpoint, goes back into the queue and then resumes.
 Needs submitit: pip install 'aligndetr[slurm]'.
@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # needs no install
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
+from aligndetr.cli.parsing import make_parser
 from aligndetr.engine.slurm_job import submit
 
 
 def parse() -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--processes-per-node", type=int, default=8, help="one per GPU")
     parser.add_argument("--gpus-per-node", type=int, help="default: one per process; 0: CPU only")

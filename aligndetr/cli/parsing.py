@@ -1,0 +1,50 @@
+"""What the command lines have in common: help, names of configs, errors in one line."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "aligndetr" / "configs"
+"""In a clone and in an installed wheel, `projects` lies beside `aligndetr`."""
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is `doc`, with `%(prog)s` for the program as it was called."""
+    return argparse.ArgumentParser(
+        prog=_program(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _program() -> str:
+    script = sys.argv[0]
+    return f"python {script}" if script.endswith(".py") else script
+
+
+def config_file(name: str) -> str:
+    """The file that an option `--config-file` means: a path, or the bare name of a shipped config.
+
+    A name without suffix and folder (`aligndetr_demo`) that is no file here is looked up in
+    `projects/aligndetr/configs`, so that it works wherever AlignDETR is installed.
+    """
+    is_bare = name and Path(name).name == name and not Path(name).suffix
+    if not is_bare or Path(name).exists():
+        return name
+    shipped = CONFIGS / f"{name}.py"
+    if not shipped.is_file():
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no file and no shipped config; give a path that ends in .py or .yaml, or "
+            f"one of {known}"
+        )
+    return str(shipped)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """What the user can mend ends the program without a traceback: `error: …`, exit status 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

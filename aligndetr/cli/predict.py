@@ -1,0 +1,47 @@
+r"""Find objects in images, patterns and folders; write annotated images, COCO results or a table.
+
+    %(prog)s --checkpoint output/demo/model_final.pth \
+        --input datasets/trees/val --output found
+
+KEY=VALUE changes the config. --output is a folder for annotated images, FILE.json or FILE.csv. A
+file that is no image is reported and the rest goes on; the exit status is then 1.
+"""
+
+import argparse
+
+from .parsing import config_file, errors_in_one_line, make_parser
+
+
+def main() -> int:
+    """Parse, predict, and say what was written."""
+    args = _parse()
+    with errors_in_one_line():
+        from aligndetr.inference import Predictor, find_images, predict_files
+
+        files = find_images(args.input)
+        predictor = Predictor.from_checkpoint(
+            args.checkpoint,
+            args.config_file,
+            ema=args.ema,
+            device=args.device,
+            overrides=args.opts,
+        )
+        broken = predict_files(predictor, files, args.output, args.score_threshold, args.batch_size)
+    print(f"{len(files) - len(broken)} of {len(files)} images: {args.output}")
+    return 1 if broken else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="model_final.pth of a training")
+    parser.add_argument("--input", required=True, nargs="+", help="files, patterns, folders")
+    parser.add_argument("--output", required=True, help="folder, FILE.json or FILE.csv")
+    parser.add_argument(
+        "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
+    )
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=1, help="images at once (%(default)s)")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    return parser.parse_intermixed_args()
