@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import NoOpTransform
 from PIL import Image
 
+from .blending import blend
 from .jpeg import decode_jpeg
 
 # All that these ask of an image is its size. (Exact types: a subclass may ask for more.)
@@ -106,7 +107,8 @@ class PillowInput(T.AugInput):
             return
         pillow = None if self._pillow is None else _apply_in_pillow(self._pillow, transform)
         if pillow is None:
-            self.image = transform.apply_image(self.image)
+            blended = blend(self.image, transform)
+            self.image = transform.apply_image(self.image) if blended is None else blended
         else:
             self._pillow, self._array = pillow, None
 
