@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "aligndetr.checkpoint": {"utils"},
     "aligndetr.engine": {"checkpoint", "data", "evaluation", "inference", "utils"},
     "aligndetr.inference": {"checkpoint", "data", "utils"},
+    "aligndetr.analysis": {"checkpoint", "data", "engine", "evaluation", "inference", "utils"},
     "aligndetr.config": {"checkpoint", "utils"},
     # Programs, as those in tools/ are.
     "aligndetr.cli": {
@@ -53,6 +54,12 @@ EXCEPTIONS = {
     "aligndetr.inference": {
         "aligndetr.config.apply_overrides",
         "aligndetr.config.config_from_yaml",
+        "aligndetr.config.load_config",
+        "aligndetr.layers.set_default_backend",
+    },
+    # A finished run is read with the config beside it or in its checkpoint.
+    "aligndetr.analysis": {
+        "aligndetr.config.apply_overrides",
         "aligndetr.config.load_config",
         "aligndetr.layers.set_default_backend",
     },

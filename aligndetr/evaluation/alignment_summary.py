@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .alignment import Alignment, best_regressed_recall, calibration, correlations
-from .objects import SIZES
+from .objects import SIZES, of_size
 
 
 def summarise_alignment(
@@ -23,10 +23,7 @@ def summarise_alignment(
         {…}}: numbers, lists and texts; NaN where there is nothing to say.
     """
     *_, last = layers.values()
-    sizes = {
-        name: (last.object_areas >= low) & (last.object_areas < high)
-        for name, (low, high) in SIZES.items()
-    }
+    sizes = {size: of_size(last.object_areas, size) for size in SIZES}
     classes = {name: last.object_classes == label for label, name in enumerate(class_names)}
     bins = calibration(last.scores, last.assigned_iou)
     return {

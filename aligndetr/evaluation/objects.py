@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 from .box_ap import GroundTruth
 
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
-"""COCO's, by the annotated area in square pixels of the original image, lower limit included."""
+"""COCO's, by the annotated area in square pixels of the original image; an area on a limit is of
+both sizes."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class ImageObjects:
         """(D,): the largest share of a box that one crowd region of its class covers."""
         cover = box_iou(boxes, self.crowd_boxes, crowd=True)
         return (cover * (classes[:, None] == self.crowd_classes)).max(axis=1, initial=0.0)
+
+
+def of_size(areas: np.ndarray, size: str) -> np.ndarray:
+    """(M,) bools: which areas (M,) are of one of `SIZES`."""
+    low, high = SIZES[size]
+    return (areas >= low) & (areas <= high)
 
 
 def objects_by_image(truth: GroundTruth) -> list[ImageObjects]:

@@ -1,6 +1,5 @@
 """The report of a data set: findings, numbers, charts and pictures, in one HTML file."""
 
-import base64
 import html
 import io
 import os
@@ -14,16 +13,13 @@ from PIL import Image
 from aligndetr.data.image_reading import read_image
 from aligndetr.data.survey import Finding, SplitSurvey
 from aligndetr.utils.files import atomic_path
+from aligndetr.utils.html import embedded, page
 
 from .drawing import DrawnBoxes, draw_boxes
 from .predictions import choose_evenly
 
 MAX_CLASSES = 40
 PICTURE_EDGE = 400
-STYLE = (
-    "body{font-family:sans-serif;max-width:80em;margin:2em auto}td,th{padding:.2em .8em;"
-    "text-align:left;vertical-align:top}.error{color:#b00}.warning{color:#960}img{margin:4px}"
-)
 
 
 def summarise(survey: SplitSurvey) -> str:
@@ -53,16 +49,15 @@ def write_data_report(
     Args:
         max_pictures: images with their boxes, per split, at even distances.
     """
-    parts = [f"<meta charset='utf-8'><title>Data report</title><style>{STYLE}</style>"]
-    parts.append(f"<h1>Data report</h1>{_table(findings)}")
+    parts = [_table(findings)]
     for survey in surveys:
         parts.append(f"<h2>{survey.split}</h2><p>{html.escape(summarise(survey))}</p>")
         parts.append(f"<p>{html.escape(str(survey.json_file))}</p>")
         if survey.objects:
-            parts.append(_embedded(_charts(survey)))
-        parts += [_embedded(picture) for picture in _pictures(survey, max_pictures)]
+            parts.append(embedded(_charts(survey)))
+        parts += [embedded(picture) for picture in _pictures(survey, max_pictures)]
     with atomic_path(path) as temporary:
-        Path(temporary).write_text("\n".join(parts), encoding="utf-8")
+        temporary.write_text(page("Data report", parts), encoding="utf-8")
 
 
 def _table(findings: Sequence[Finding]) -> str:
@@ -117,9 +112,3 @@ def _pictures(survey: SplitSurvey, count: int) -> list[Image.Image]:
         pixels = np.asarray(read_image(Path(survey.image_root, image["file_name"])))
         pictures.append(draw_boxes(pixels, drawn, PICTURE_EDGE / max(pixels.shape[:2])))
     return pictures
-
-
-def _embedded(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png")
-    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

@@ -1,0 +1,118 @@
+"""What the tools do: from a run, a checkpoint or results to files, and to a few lines to print."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
+
+from aligndetr.evaluation.alignment_evaluator import SUMMARY_FILE
+from aligndetr.evaluation.alignment_summary import summarise_alignment
+from aligndetr.utils.files import atomic_path
+from aligndetr.utils.html import shown
+from aligndetr.utils.numbers import without_nan
+
+from .charts import alignment_chart
+from .evaluations import RESULTS_FILE, data_of_config, read_evaluation
+from .report import REPORT_FILE, write_report
+from .runs import config_of_checkpoint, evaluate_layers, evaluation_of_run
+
+CHART_FILE = "alignment.png"
+LAYER_COLUMNS = {
+    "name": "layer",
+    "pearson": "r",
+    "spearman": "rank r",
+    "pearson_all": "r, all",
+    "calibration_error": "calibration error",
+    "best_regressed_recall_1": "best-regressed recall, N",
+    "best_regressed_recall_2": "2N",
+    "best_iou": "best IoU",
+    "assigned_iou": "assigned IoU",
+}
+
+
+def report_of(
+    source: str | os.PathLike,
+    *,
+    ground_truth: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    output: str | os.PathLike | None = None,
+    config_file: str | os.PathLike | None = None,
+    device: str | None = None,
+    opts: Iterable[str] = (),
+) -> str:
+    """Write the report of a run's folder, of COCO results (`.json`) or of a checkpoint.
+
+    Args:
+        ground_truth, images: in place of what the config names; results need the first.
+        output: folder; default: the run's, that of the results, or for `folder/model.pth`
+            `folder/model_report`.
+        config_file, device, opts: of a checkpoint, see `config_of_checkpoint`.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        ValueError, OSError: something that is named cannot be used.
+    """
+    source = Path(source)
+    layers = None
+    if source.is_dir():
+        evaluation = evaluation_of_run(source, ground_truth, images)
+        output = Path(output or source)
+    elif source.suffix == ".json":
+        if ground_truth is None:
+            raise ValueError(f"results ({str(source)!r}) need the ground truth: --ground-truth")
+        evaluation = read_evaluation(source.stem, source, ground_truth, images)
+        output = Path(output or source.parent)
+    else:
+        _log_to_the_terminal()
+        cfg = config_of_checkpoint(source, config_file, opts, device)
+        output = Path(output or source.with_name(f"{source.stem}_report"))
+        layers = evaluate_layers(cfg, output)
+        data = data_of_config(cfg)
+        name = f"{source.parent.name}/{source.stem}"
+        evaluation = read_evaluation(name, output / RESULTS_FILE, *data)
+    content = write_report(evaluation, output, layers)
+    return f"{_errors_as_text(content)}\n\nreport: {output / REPORT_FILE}"
+
+
+def alignment_of(
+    checkpoint: str | os.PathLike,
+    *,
+    output: str | os.PathLike | None = None,
+    config_file: str | os.PathLike | None = None,
+    device: str | None = None,
+    opts: Iterable[str] = (),
+) -> str:
+    """Measure the alignment of a checkpoint's layers; writes alignment.json and alignment.png.
+
+    Args and errors as of `report_of`. Returns lines to print.
+    """
+    _log_to_the_terminal()
+    checkpoint = Path(checkpoint)
+    cfg = config_of_checkpoint(checkpoint, config_file, opts, device)
+    folder = Path(output or checkpoint.with_name(f"{checkpoint.stem}_report"))
+    layers = evaluate_layers(cfg, folder)
+    summary = without_nan(summarise_alignment(layers, ()))
+    with atomic_path(folder / CHART_FILE) as temporary:
+        alignment_chart(layers, summary).savefig(temporary, dpi=100)
+    rows = [[row[key] for key in LAYER_COLUMNS] for row in summary["layers"]]
+    table = tabulate(rows, list(LAYER_COLUMNS.values()), floatfmt=".3f", tablefmt="pipe")
+    return f"{table}\n\n{folder / CHART_FILE}, {folder / SUMMARY_FILE}"
+
+
+def _errors_as_text(content: dict[str, Any]) -> str:
+    errors = content["errors"]
+    rows = [[kind["name"], kind["count"], kind["gain"]] for kind in errors["kinds"]]
+    header = ["error", "count", "gain in AP50"]
+    table = tabulate(rows, header, floatfmt=".2f", tablefmt="pipe")
+    metrics = content["metrics"]
+    return f"AP {shown(metrics['AP'], 2)}, AP50 {shown(metrics['AP50'], 2)}\n\n{table}"
+
+
+def _log_to_the_terminal() -> None:
+    for name in ("detectron2", "aligndetr"):
+        setup_logger(name=name)

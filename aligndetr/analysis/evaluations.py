@@ -1,0 +1,101 @@
+"""The detections of one evaluation together with the ground truth, from files."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
+
+from aligndetr.evaluation.box_ap import GroundTruth
+
+RESULTS_FILE = "coco_instances_results.json"
+RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a detector found in a data set, and what is there."""
+
+    name: str
+    truth: GroundTruth
+    class_names: list[str]
+    """In the order of the category ids."""
+    file_names: list[str]
+    """Of the images, by their number in `truth`; relative to `image_root`."""
+    image_root: Path | None
+    """None where the images are not at hand."""
+    results: list[dict[str, Any]]
+    """In COCO's format, in any order."""
+
+
+def read_evaluation(
+    name: str,
+    results_file: str | os.PathLike,
+    ground_truth: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+) -> Evaluation:
+    """Read COCO's results and the annotations that belong to them.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is not what it should be, or there is nothing to compare.
+    """
+    results = _read_json(results_file)
+    if not isinstance(results, list) or not all(
+        isinstance(result, dict) and result.keys() >= RESULT_KEYS for result in results
+    ):
+        raise ValueError(
+            f"{os.fspath(results_file)!r} must hold a list of detections, each with "
+            f"{', '.join(sorted(RESULT_KEYS))} (COCO's format of results)"
+        )
+    if not results:
+        raise ValueError(f"{os.fspath(results_file)!r} holds no detection to evaluate")
+    content = _read_json(ground_truth)
+    missing = {"images", "annotations", "categories"} - set(content)
+    if missing:
+        raise ValueError(
+            f"{os.fspath(ground_truth)!r} has no {sorted(missing)[0]!r}; give a COCO json with "
+            "images, annotations and categories"
+        )
+    truth = GroundTruth.from_content(content, source=str(ground_truth))
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    files = {truth.number_of[image["id"]]: image["file_name"] for image in content["images"]}
+    return Evaluation(
+        name=name,
+        truth=truth,
+        class_names=[categories[category_id] for category_id in truth.category_ids],
+        file_names=[files[number] for number in range(len(files))],
+        image_root=None if image_root is None else Path(image_root),
+        results=results,
+    )
+
+
+def data_of_config(cfg: DictConfig) -> tuple[str, str | None]:
+    """The json and the image folder that a config evaluates with.
+
+    Raises:
+        ValueError: the config or its data set names none.
+    """
+    try:
+        name = instantiate(cfg.dataloader.evaluator.dataset_name)
+    except AttributeError as error:
+        raise ValueError(
+            "the config has no `dataloader.evaluator.dataset_name`, so the ground truth is not "
+            "known; give it by --ground-truth"
+        ) from error
+    metadata = MetadataCatalog.get(name)
+    if not hasattr(metadata, "json_file"):
+        raise ValueError(f"data set {name!r} has no json; give the ground truth: --ground-truth")
+    return PathManager.get_local_path(metadata.json_file), metadata.get("image_root")
+
+
+def _read_json(path: str | os.PathLike) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not json: {error}") from error
