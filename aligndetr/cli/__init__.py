@@ -16,7 +16,7 @@ from aligndetr import __version__
 COMMANDS = {
     "train": ("aligndetr.cli.train", "train a config"),
     "eval": ("aligndetr.cli.evaluate", "evaluate trained weights on the val data of a config"),
-    "predict": ("aligndetr.cli.predict", "find objects in images and folders"),
+    "predict": ("aligndetr.cli.predict", "find objects in images and videos"),
     "check-data": ("aligndetr.cli.check_data", "say what is wrong or odd in a data set"),
     "demo-data": ("aligndetr.cli.demo_data", "write the demo's data set"),
     "info": ("aligndetr.cli.info", "versions, devices, attention backends, extras"),

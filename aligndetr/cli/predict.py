@@ -1,13 +1,16 @@
-r"""Find objects in images, patterns and folders; write annotated images, COCO results or a table.
+r"""Find objects in images and videos; write annotated ones, COCO results or a table.
 
     %(prog)s --checkpoint output/demo/model_final.pth \
         --input datasets/trees/val --output found
 
-KEY=VALUE changes the config. --output is a folder for annotated images, FILE.json or FILE.csv. A
-file that is no image is reported and the rest goes on; the exit status is then 1.
+KEY=VALUE changes the config. --input takes files, patterns, folders and the number of a camera.
+--output is a folder for annotated images and videos, FILE.mp4 for one video, FILE.json or FILE.csv.
+A file that is no image is reported and the rest goes on; the exit status is then 1. Ctrl-C keeps
+what was found until then.
 """
 
 import argparse
+import sys
 
 from .parsing import config_file, errors_in_one_line, make_parser
 
@@ -16,9 +19,9 @@ def main() -> int:
     """Parse, predict, and say what was written."""
     args = _parse()
     with errors_in_one_line():
-        from aligndetr.inference import Predictor, find_images, predict_files
+        from aligndetr.inference import Predictor, find_inputs, predict_files
 
-        files = find_images(args.input)
+        files = find_inputs(args.input)
         predictor = Predictor.from_checkpoint(
             args.checkpoint,
             args.config_file,
@@ -26,16 +29,22 @@ def main() -> int:
             device=args.device,
             overrides=args.opts,
         )
-        broken = predict_files(predictor, files, args.output, args.score_threshold, args.batch_size)
-    print(f"{len(files) - len(broken)} of {len(files)} images: {args.output}")
+        try:
+            broken = predict_files(
+                predictor, files, args.output, args.score_threshold, args.batch_size
+            )
+        except KeyboardInterrupt:
+            print(f"stopped; {args.output} holds what was found until then", file=sys.stderr)
+            return 130
+    print(f"{len(files) - len(broken)} of {len(files)} files: {args.output}")
     return 1 if broken else 0
 
 
 def _parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="model_final.pth of a training")
-    parser.add_argument("--input", required=True, nargs="+", help="files, patterns, folders")
-    parser.add_argument("--output", required=True, help="folder, FILE.json or FILE.csv")
+    parser.add_argument("--input", required=True, nargs="+", help="files, folders, 0 for a camera")
+    parser.add_argument("--output", required=True, help="folder, FILE.json, .csv or .mp4")
     parser.add_argument(
         "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
     )

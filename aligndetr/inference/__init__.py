@@ -4,10 +4,11 @@ import aligndetr.quiet  # noqa: F401
 
 from .detections import Detection, Detections
 from .drawing import DrawnBoxes, SheetRow, draw_boxes, draw_sheet
-from .files import find_images, predict_files
+from .files import find_inputs, predict_files
 from .images import ImageError, load_image
 from .predictions import write_predictions
 from .predictor import Predictor
+from .videos import VideoError
 
 __all__ = [
     "Detection",
@@ -16,9 +17,10 @@ __all__ = [
     "ImageError",
     "Predictor",
     "SheetRow",
+    "VideoError",
     "draw_boxes",
     "draw_sheet",
-    "find_images",
+    "find_inputs",
     "load_image",
     "predict_files",
     "write_predictions",

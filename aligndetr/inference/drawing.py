@@ -60,7 +60,7 @@ def draw_boxes(
 ) -> Image.Image:
     """Draw boxes on an enlarged copy of an image.
 
-    Captions are put where they cover no other one, as far as there is such a place.
+    Captions are put where they cover no other one, or as little of others as can be.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -114,11 +114,23 @@ def _draw_caption(
     font = ImageFont.load_default(size=font_size)
     text_left, text_top, text_right, text_bottom = pen.textbbox((0, 0), caption, font=font)
     width, height = text_right - text_left + 4, text_bottom - text_top + 4
-    places = _places_of_caption(box, width, height, size)
-    x, y = next((p for p in places if not _covers(p, width, height, taken)), places[0])
+    x, y = place_caption(box, width, height, size, taken)
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
     pen.text((x + 2 - text_left, y + 2 - text_top), caption, font=font, fill=INK)
     return x, y, x + width, y + height
+
+
+def place_caption(
+    box: np.ndarray,
+    width: float,
+    height: float,
+    size: tuple[int, int],
+    taken: Sequence[Rectangle],
+) -> tuple[float, float]:
+    """Left top corner for a caption of this width and height: the first that covers nothing of
+    what is `taken`, in an image of `size` (width, height); else the first that covers the least."""
+    places = _places_of_caption(box, width, height, size)
+    return min(places, key=lambda place: _covered_area(place, width, height, taken))
 
 
 def _places_of_caption(
@@ -141,12 +153,12 @@ def _places_of_caption(
     return [(min(max(x, 0), x_end), min(max(y, 0), y_end)) for x, y in corners]
 
 
-def _covers(
+def _covered_area(
     corner: tuple[float, float], width: float, height: float, taken: Sequence[Rectangle]
-) -> bool:
+) -> float:
     x, y = corner
-    return any(
-        x < right and x + width > left and y < bottom and y + height > top
+    return sum(
+        max(0, min(x + width, right) - max(x, left)) * max(0, min(y + height, bottom) - max(y, top))
         for left, top, right, bottom in taken
     )
 

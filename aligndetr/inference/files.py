@@ -1,33 +1,33 @@
-"""Predicting whole folders: which files, what is written, and what to do with a broken one."""
+"""Predicting whole folders and videos: which files, and what to do with a broken one."""
 
-import csv
 import glob
-import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from aligndetr.utils.files import atomic_path
-
 from .detections import Detections
+from .images import ImageError
+from .outputs import Origin, open_output
 from .predictor import Predictor
+from .videos import INPUT_SUFFIXES, Video, VideoError, is_camera, is_video
 
-CSV_COLUMNS = ("file_name", "xmin", "ymin", "xmax", "ymax", "score", "class_id", "name")
 
-
-def find_images(inputs: Iterable[str]) -> list[str]:
-    """The files that names, patterns and folders stand for.
+def find_inputs(inputs: Iterable[str]) -> list[str]:
+    """The images, videos and cameras that names, patterns, folders and numbers stand for.
 
     Args:
         inputs: names of files, taken as they are; patterns (`photos/**/*.jpg`); folders, of which
-            all files are taken that have the suffix of an image, not those of folders in them.
+            all files are taken that have the suffix of an image or a video, not those of folders
+            in them; numbers of cameras, from 0.
 
     Returns:
-        In the order of `inputs`, sorted within each, each file once.
+        In the order of `inputs`, sorted within each, each once.
 
     Raises:
         FileNotFoundError: one of `inputs` stands for no file.
@@ -36,16 +36,18 @@ def find_images(inputs: Iterable[str]) -> list[str]:
     for given in inputs:
         files = _expand(os.path.expanduser(given))
         if not files:
-            raise FileNotFoundError(f"{given!r} is no file, no folder with images, and no pattern")
+            raise FileNotFoundError(
+                f"{given!r} is no file, no folder with images or videos, and no pattern"
+            )
         found |= dict.fromkeys(files)
     return list(found)
 
 
 def _expand(given: str) -> list[str]:
     if os.path.isdir(given):
-        suffixes = Image.registered_extensions()
+        suffixes = {*Image.registered_extensions(), *INPUT_SUFFIXES}
         return sorted(str(p) for p in Path(given).iterdir() if p.suffix.lower() in suffixes)
-    if os.path.isfile(given):
+    if os.path.isfile(given) or is_camera(given):
         return [given]
     return sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
 
@@ -60,95 +62,78 @@ def predict_files(
 ) -> list[str]:
     """Predict files and write what was found; a bar shows the progress on a terminal.
 
-    A file that is no image is reported, and the rest goes on.
+    A file or frame that cannot be used is reported, and the rest goes on.
 
     Args:
-        files: images.
-        output: by its suffix: `.json`, COCO's results with file names for image ids; `.csv`, a
-            line per detection; none, a folder for annotated images under the names of `files` (a
-            number is added where two have the same). The first two appear complete or not at all.
+        files: images, videos and numbers of cameras, as of `find_inputs`.
+        output: by its suffix: `.json`, COCO's results with file names for image ids (`name#3` for
+            frame 3 of a video, with the keys `file_name` and `frame` besides); `.csv`, a line per
+            detection; `.mp4` or `.avi`, the annotated video of a single one; none, a folder for
+            annotated images and videos under the names of `files` (a number is added where two
+            have the same; videos become .mp4). Each file appears complete or not at all.
         score_threshold, batch_size: as of `Predictor`.
-        report: called with a line for each file that was left out.
+        report: called with a line for each file or frame that was left out.
 
     Returns:
-        The files left out.
+        The files left out or damaged.
 
     Raises:
         ValueError: another suffix, or pictures would overwrite `files`.
         OSError: `output` cannot be written.
+        KeyboardInterrupt: Ctrl-C; `output` then holds what was found until then.
     """
-    broken: list[str] = []
+    broken: dict[str, None] = {}
 
     def leave_out(file: str, error: Exception) -> None:
         report(f"left out: {error}")
-        broken.append(file)
+        broken[file] = None
 
-    with _open_output(Path(output), files) as write:
-        progress = tqdm(files, unit="image", disable=None)
-        for found in predictor.stream(progress, score_threshold, batch_size, on_error=leave_out):
-            write(found)
-    return broken
+    def predict(images: Iterable, on_error: Callable | None = None) -> Iterator[Detections]:
+        return predictor.stream(images, score_threshold, batch_size, on_error=on_error)
+
+    interrupt = None
+    with open_output(Path(output), files) as write:
+        try:
+            for are_videos, group in groupby(files, is_video):
+                if are_videos:
+                    found = (pair for file in group for pair in _of_video(file, predict, leave_out))
+                else:
+                    found = _of_images(list(group), predict, leave_out)
+                for detections, origin in found:
+                    write(detections, origin)
+        except KeyboardInterrupt as error:  # ends the block as usual, which keeps what is written
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return list(broken)
 
 
-@contextmanager
-def _open_output(path: Path, files: Sequence[str]) -> Iterator[Callable[[Detections], None]]:
-    """Gives a function that writes what was found in one image."""
-    writers = {".json": _json_writer, ".csv": _csv_writer, "": _picture_writer}
-    if path.suffix.lower() not in writers:
-        raise ValueError(f"output {str(path)!r} must end in .json or .csv, or be a folder")
+Predict = Callable[..., Iterator[Detections]]
+LeaveOut = Callable[[str, Exception], None]
+
+
+def _of_images(
+    files: Sequence[str], predict: Predict, leave_out: LeaveOut
+) -> Iterator[tuple[Detections, Origin]]:
+    for found in predict(tqdm(files, unit="image", disable=None), leave_out):
+        yield found, Origin(found.file_name)
+
+
+def _of_video(
+    file: str, predict: Predict, leave_out: LeaveOut
+) -> Iterator[tuple[Detections, Origin]]:
+    numbers: deque[int] = deque()  # of the frames that went in and did not come out yet
+
+    def images(video: Video) -> Iterator[np.ndarray]:
+        frames = video.frames(lambda error: leave_out(file, error))
+        name = os.path.basename(file)
+        for image, number in tqdm(frames, name, total=video.num_frames, unit="image", disable=None):
+            numbers.append(number)
+            yield image
+
     try:
-        with writers[path.suffix.lower()](path, files) as write:
-            yield write
-    except OSError as error:
-        if str(path) in str(error):  # said by whoever wrote
-            raise
-        raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def _json_writer(path: Path, _: Sequence[str]) -> Iterator[Callable[[Detections], None]]:
-    results: list[dict] = []
-    with atomic_path(path) as temporary:
-        yield lambda found: results.extend(found.to_coco())
-        temporary.write_text(json.dumps(results), encoding="utf-8")
-
-
-@contextmanager
-def _csv_writer(path: Path, _: Sequence[str]) -> Iterator[Callable[[Detections], None]]:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(CSV_COLUMNS)
-
-        def write(found: Detections) -> None:
-            writer.writerows(
-                (found.file_name, *box, score, class_id, name)
-                for box, score, class_id, name in found
-            )
-
-        yield write
-
-
-@contextmanager
-def _picture_writer(folder: Path, files: Sequence[str]) -> Iterator[Callable[[Detections], None]]:
-    if any(Path(file).resolve().parent == folder.resolve() for file in files):
-        raise ValueError(
-            f"annotated images would overwrite those in {str(folder)!r}; give another folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    names = dict(zip(files, _different_names(files), strict=True))
-    yield lambda found: found.save(folder / names[found.file_name])
-
-
-def _different_names(files: Sequence[str]) -> Iterator[str]:
-    """The last parts of the paths; `_2` and so on are added to names that were there before."""
-    taken: set[str] = set()
-    for path in map(Path, files):
-        suffix = path.suffix
-        if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
-            suffix = ".png"
-        name, number = path.stem + suffix, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}_{number}{suffix}"
-        taken.add(name)
-        yield name
+        with Video(file) as video:
+            for found in predict(images(video)):
+                yield found, Origin(file, numbers.popleft(), video.fps)
+    except (FileNotFoundError, ImageError, VideoError) as error:
+        leave_out(file, error)

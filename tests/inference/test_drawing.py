@@ -14,6 +14,7 @@ from aligndetr.inference.drawing import (
     SheetRow,
     draw_boxes,
     draw_sheet,
+    place_caption,
 )
 from aligndetr.inference.predictions import (
     boxes_of_instances,
@@ -206,3 +207,14 @@ def test_captions_of_boxes_at_one_place_do_not_cover_each_other():
                  == color).all(-1).sum()  # fmt: skip
         # All of the caption's ground is seen, whatever the captions after it.
         assert (picture == color).all(-1).sum() >= (filled - frame) * 0.95
+
+
+def test_a_caption_that_must_cover_others_covers_as_little_as_can_be():
+    # A box that fills an image of 60 x 36, captions of 20 x 16: the corners are the places.
+    box, size = np.array([0.0, 0, 60, 36]), (60, 36)
+    upper, lower_left, lower_right = (0, 0, 60, 20), (0, 20, 4, 36), (30, 20, 60, 36)
+    assert place_caption(box, 20, 16, size, []) == (0, 1)
+    assert place_caption(box, 20, 16, size, [(0, 0, 30, 20)]) == (40, 1)
+    assert place_caption(box, 20, 16, size, [upper]) == (0, 20)
+    assert place_caption(box, 20, 16, size, [upper, lower_left]) == (40, 20)
+    assert place_caption(box, 20, 16, size, [upper, lower_left, lower_right]) == (0, 20)

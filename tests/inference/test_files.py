@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from aligndetr.data import DetrDatasetMapper
-from aligndetr.inference import Predictor, find_images, predict_files
+from aligndetr.inference import Predictor, find_inputs, predict_files
 
 
 class Corner(torch.nn.Module):
@@ -53,21 +53,21 @@ def names(paths, folder):
 
 
 def test_folders_patterns_and_names_are_found_once(photos):
-    assert names(find_images([str(photos)]), photos) == ["a.jpg", "am.jpg", "b.png"]
-    assert names(find_images([f"{photos}/**/a.jpg"]), photos) == ["a.jpg", "more/a.jpg"]
-    found = find_images([f"{photos}/b.png", str(photos), f"{photos}/*.png"])
+    assert names(find_inputs([str(photos)]), photos) == ["a.jpg", "am.jpg", "b.png"]
+    assert names(find_inputs([f"{photos}/**/a.jpg"]), photos) == ["a.jpg", "more/a.jpg"]
+    found = find_inputs([f"{photos}/b.png", str(photos), f"{photos}/*.png"])
     assert names(found, photos) == ["b.png", "a.jpg", "am.jpg"]
 
 
 @pytest.mark.parametrize("given", ["no/such.jpg", "no/*.jpg"])
 def test_what_stands_for_no_file_is_named(given):
     with pytest.raises(FileNotFoundError, match=re.escape(repr(given))):
-        find_images([given])
+        find_inputs([given])
 
 
 def run(predictor, photos, output, **options):
     said = []
-    files = find_images([str(photos), f"{photos}/more"])
+    files = find_inputs([str(photos), f"{photos}/more"])
     broken = predict_files(predictor, files, output, report=said.append, **options)
     assert names(broken, photos) == ["am.jpg"]
     assert len(said) == 1
@@ -106,7 +106,8 @@ def test_the_threshold_holds(predictor, photos, tmp_path):
 @pytest.mark.parametrize(
     ("output", "error", "message"),
     [
-        ("out.mp4", ValueError, "must end in .json or .csv, or be a folder"),
+        ("out.xyz", ValueError, r"must end in .json, .csv, or .* in .mp4 or .avi; or be a folder"),
+        ("out.mp4", ValueError, "can hold one annotated video; give one video"),
         ("photos", ValueError, "would overwrite those in"),
         ("file/out.json", OSError, "out.json' cannot be written"),
         ("file/out.csv", OSError, "out.csv' cannot be written"),
@@ -120,7 +121,7 @@ def test_where_nothing_can_be_written_is_named_before_the_work(
     (tmp_path / "file").touch()
     predictor.model.forward = None
     with pytest.raises(error, match=message):
-        predict_files(predictor, find_images([str(photos)]), tmp_path / output)
+        predict_files(predictor, find_inputs([str(photos)]), tmp_path / output)
 
 
 def test_an_error_leaves_the_earlier_results(predictor, photos, tmp_path):

@@ -331,7 +331,7 @@ def test_the_tool_writes_results_and_goes_on_after_a_broken_file(folder, predict
     options = ("--checkpoint", folder / "model_final.pth", "--input", tmp_path, "--output", out)
     result = demo(*options, "--score-threshold", "0", "model.select_box_nums_for_evaluation=7")
     assert result.returncode == 1, result.stderr
-    assert f"1 of 2 images: {out}" in result.stdout
+    assert f"1 of 2 files: {out}" in result.stdout
     assert "b.jpg' is not an image" in result.stdout + result.stderr
     assert json.loads(out.read_text()) == predictor(tmp_path / "a.jpg", 0)[:7].to_coco()
 
