@@ -9,6 +9,7 @@ import pytest
 from aligndetr.cli import COMMANDS, main
 from aligndetr.cli.train import parse_run
 from aligndetr.config import apply_overrides, load_config
+from aligndetr.sweeps import expand_words
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +46,9 @@ def test_command_exists(words, monkeypatch, capsys):
         assert (ROOT / words[1]).is_file()
         if words[1] == "tools/train_net.py":
             check_run(words[1:], monkeypatch)
+        if words[1] == "tools/sweep.py":
+            start = words.index("--config-file") + 1
+            assert expand_words(words[start:])
     elif words[0] == "python":
         module = ROOT / (words[2].replace(".", "/") + ".py")
         assert module.is_file() or not words[2].startswith("aligndetr")

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "aligndetr.inference": {"checkpoint", "data", "utils"},
     "aligndetr.analysis": {"checkpoint", "data", "engine", "evaluation", "inference", "utils"},
     "aligndetr.config": {"checkpoint", "utils"},
+    "aligndetr.sweeps": {"config", "engine", "utils"},
     # Programs, as those in tools/ are.
     "aligndetr.cli": {
         *("checkpoint", "config", "data", "engine", "evaluation", "inference", "layers", "utils"),

@@ -1,0 +1,200 @@
+"""Running the trainings of a sweep: one by one, or as jobs of SLURM. Finished ones are left alone.
+
+A run that was interrupted goes on where it was, since each is a `tools/train_net.py --resume` of
+its own folder.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aligndetr.config import apply_overrides, load_config
+from aligndetr.engine.metrics_file import METRICS_FILE, has_evaluation
+from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED, STOP_SIGNALS
+from aligndetr.engine.slurm_job import submit
+from aligndetr.utils.files import atomic_path
+
+from .grid import Run
+
+RUN_FILE = "sweep_run.json"
+"""In each run's folder: what it is, and the SLURM job that trains it."""
+
+ALIGNMENT_FILE = "model_final_report/alignment.json"
+"""Where `tools/analyze_alignment.py RUN/model_final.pth` leaves its numbers."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What a job of one training asks of the cluster; as the arguments of `slurm_job.submit`.
+
+    A job has one machine, and a GPU for each process unless its `train.device` is cpu.
+    """
+
+    cluster: str | None = None
+    processes: int = 1
+    hours: float = 24.0
+    options: dict[str, Any] = field(default_factory=dict)
+    cpus_per_process: int = 8
+    requeues: int = 20
+
+    @classmethod
+    def of(cls, options: str, cluster: str | None, processes: int, hours: float) -> "Slurm":
+        """With the options of sbatch as a text, "partition=gpu,account=me"."""
+        pairs = [option.partition("=") for option in options.split(",") if option]
+        return cls(cluster, processes, hours, {name: value for name, _, value in pairs})
+
+
+def prepare(runs: Sequence[Run], output: Path) -> list[Run]:
+    """Make the folder of each run and return the runs that are not finished.
+
+    Raises:
+        FileExistsError: a folder holds a run of this name with other settings.
+    """
+    for run in runs:
+        path = output / run.name / RUN_FILE
+        settings = {"config_file": run.config_file, "overrides": list(run.overrides)}
+        known = _read(path)
+        if known and {key: known.get(key) for key in settings} != settings:
+            raise FileExistsError(
+                f"{path.parent} holds a run with other settings "
+                f"({known.get('config_file')} {' '.join(known.get('overrides', []))}); choose "
+                "another --output, or remove it"
+            )
+        if not known:
+            _write(path, settings)
+    return [run for run in runs if not is_finished(output / run.name)]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a training has written its last weights and evaluated them."""
+    if not (folder / "model_final.pth").exists():
+        return False
+    max_iter = load_config(folder / "config.yaml").train.max_iter
+    return has_evaluation(folder / METRICS_FILE, max_iter)
+
+
+def command_of(run: Run, folder: Path, train_net: Path, options: Sequence[str] = ()) -> list[str]:
+    """The command line that trains it, or goes on with it."""
+    return [
+        sys.executable, str(train_net), "--resume", *options, "--config-file", run.config_file,
+        *run.complete_overrides(folder),
+    ]  # fmt: skip
+
+
+def run_one_by_one(
+    runs: Sequence[Run], output: Path, train_net: Path, options: Sequence[str] = ()
+) -> dict[str, int]:
+    """Train each in turn; one that fails does not keep the others from being trained.
+
+    Args:
+        runs: as `prepare` returns them.
+        train_net: the program.
+        options: of the program, before the overrides: `--num-gpus 8`.
+
+    Returns:
+        Exit codes by name of the runs that failed.
+
+    Raises:
+        SystemExit: a signal has stopped the run, which has saved a checkpoint: the sweep ends with
+            its exit code.
+    """
+    failed = {}
+    for number, run in enumerate(runs, start=1):
+        print(f"\n[{number}/{len(runs)}] {run.name}", flush=True)  # noqa: T201 (between its logs)
+        code = _wait_for(command_of(run, output / run.name, train_net, options))
+        if code in (EXIT_STOPPED, EXIT_NOT_SAVED):
+            sys.exit(code)
+        if code == -signal.SIGINT:
+            sys.exit(128 + signal.SIGINT)
+        if code:
+            failed[run.name] = code
+    return failed
+
+
+def run_on_slurm(
+    runs: Sequence[Run], output: Path, train_net: Path, slurm: Slurm
+) -> dict[str, int]:
+    """Submit a job for each run, unless it has one that waits or runs; then wait for all.
+
+    Interrupting it leaves the jobs where they are: the same call waits for them again. Arguments
+    and result as `run_one_by_one`; a job that failed counts as exit code 1.
+
+    Raises:
+        ValueError: submitit is not installed.
+    """
+    jobs = {run.name: _job(run, output / run.name, train_net, slurm) for run in runs}
+    failed = {}
+    for name, job in jobs.items():
+        try:
+            job.results()
+        except Exception as error:  # whatever the training, the cluster or its files did
+            print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 (beside the table)
+            failed[name] = 1
+    return failed
+
+
+def measure_alignment(runs: Sequence[Run], output: Path, analyze: Path) -> None:
+    """Have `analyze`, the program, measure each finished run that it has not measured yet.
+
+    One that fails leaves its run without these numbers; its output says why.
+    """
+    for run in runs:
+        folder = output / run.name
+        if is_finished(folder) and not (folder / ALIGNMENT_FILE).exists():
+            print(f"alignment of {run.name}", flush=True)  # noqa: T201 (before its output)
+            _wait_for([sys.executable, str(analyze), str(folder / "model_final.pth")])
+
+
+def _job(run: Run, folder: Path, train_net: Path, slurm: Slurm) -> Any:
+    logs = folder / "slurm"
+    settings = _read(folder / RUN_FILE)
+    if "job" in settings:
+        import submitit
+
+        job = submitit.SlurmJob(logs, settings["job"])
+        if not job.done(force_check=True):
+            return job
+    device = apply_overrides(load_config(run.config_file), run.overrides).train.device
+    job = submit(
+        command_of(run, folder, train_net), logs, cluster=slurm.cluster, nodes=1,
+        processes_per_node=slurm.processes, gpus_per_node=0 if device == "cpu" else slurm.processes,
+        cpus_per_process=slurm.cpus_per_process, hours=slurm.hours, requeues=slurm.requeues,
+        slurm=slurm.options,
+    )  # fmt: skip
+    if type(job).__name__ == "SlurmJob":  # jobs of this machine end with this program
+        _write(folder / RUN_FILE, settings | {"job": job.job_id})
+    return job
+
+
+def _wait_for(command: list[str]) -> int:
+    """Run it with our output; it gets our signals, and decides when it ends."""
+    process = subprocess.Popen(command)
+    earlier = {}
+    for number in STOP_SIGNALS:
+        # A terminal sends Ctrl-C to both of us.
+        is_shared = number == signal.SIGINT
+
+        def forward(number, _frame, is_shared=is_shared):
+            if not is_shared:
+                process.send_signal(number)
+
+        earlier[number] = signal.signal(number, forward)
+    try:
+        return process.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, settings: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
