@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,8 @@ class CocoIndex:
             reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
             self.info = IndexInfo(**json.loads(reader.schema.metadata[METADATA_KEY]))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()  # that its buffers are as long as its arrays say
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise BadIndexError(f"{str(path)!r} is not an index: {error}") from error
         self._ends = np.cumsum([batch.num_rows for batch in batches])
@@ -272,9 +274,12 @@ def first_writable(folders: list[Path]) -> Path:
     reasons = []
     for folder in folders:
         try:
+            if folder.is_symlink():  # of an archive, perhaps: it would choose where we write
+                raise OSError(f"{str(folder)!r} is a link")
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "lock").open("a").close()
-            (folder / ".gitignore").write_text("*\n")
+            _open_lock(folder).close()
+            with atomic_path(folder / ".gitignore") as temporary:
+                temporary.write_text("*\n")
             return folder
         except OSError as error:
             reasons.append(str(error))
@@ -284,10 +289,16 @@ def first_writable(folders: list[Path]) -> Path:
     )
 
 
+def _open_lock(folder: Path) -> IO:
+    """For appending; a link of that name is an OSError."""
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+    return os.fdopen(os.open(folder / "lock", flags, 0o666), "a")
+
+
 @contextmanager
 def _locked(folder: Path, json_file: Path) -> Iterator[None]:
     """One process of this folder at a time; the system ends the lock of one that dies."""
-    with open(folder / "lock", "a") as file:
+    with _open_lock(folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

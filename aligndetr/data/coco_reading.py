@@ -20,7 +20,7 @@ from .checks import (
     check_box,
     check_categories,
     check_entry,
-    check_image_size,
+    check_image,
     check_lists,
     describe,
     repeated_id_error,
@@ -149,7 +149,7 @@ def _read_images(content: CocoContent, entries: Iterator, json_file: Path, chunk
                 raise repeated_id_error(image_id, "images", json_file)
             seen.add(image_id)
             content.image_ids.append(image_id)
-            check_image_size(image, json_file)
+            check_image(image, json_file)
             sizes.append((image["width"], image["height"]))
             record = [image["file_name"], image["height"], image["width"], image_id]
             spill.add(_encode(record).encode())
@@ -200,7 +200,7 @@ def _row(annotation: dict[str, Any], code: int) -> tuple:
     if segmentation:
         record += f",{_encode(segmentation)}"
     ids = f"{annotation['id']!r},{image_id!r}".encode()
-    return ids, id_key(image_id), code, crowd, *box, f"[{record}]".encode()
+    return ids, id_key(image_id), code, crowd, *map(float, box), f"[{record}]".encode()
 
 
 def id_key(entry_id: int | str) -> int:

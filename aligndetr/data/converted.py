@@ -11,7 +11,7 @@ from aligndetr.utils.files import atomic_path
 
 from .coco_index import first_writable, index_folders
 
-FORMAT = "v1"
+FORMAT = "v2"
 """Part of what a name is made of: another way of converting gets other names."""
 
 logger = logging.getLogger(__name__)

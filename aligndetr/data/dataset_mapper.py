@@ -12,7 +12,7 @@ from PIL import Image
 
 from .checks import DatasetError
 from .corrupt_images import CorruptImageError
-from .image_reading import PillowInput, read_image
+from .image_reading import PillowInput, decode, open_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
@@ -113,7 +113,13 @@ class DetrDatasetMapper:
 def _read_image(dataset_dict: dict[str, Any]) -> Image.Image:
     """The image in mode "RGB", turned as EXIF says."""
     try:
-        image = read_image(dataset_dict["file_name"])
+        with open_image(dataset_dict["file_name"]) as opened:
+            # Before it is decoded: a file may say that it has more pixels than there is memory.
+            if sorted(_expected_size(opened, dataset_dict)) != sorted(opened.size):
+                raise _wrong_size(opened, dataset_dict)
+            image = decode(opened)
+    except CorruptImageError:
+        raise
     except FileNotFoundError as error:
         raise CorruptImageError(
             f"{_describe(dataset_dict)} does not exist; restore the file or check the image "
@@ -124,15 +130,24 @@ def _read_image(dataset_dict: dict[str, Any]) -> Image.Image:
             f"{_describe(dataset_dict)} cannot be read ({type(error).__name__}: {error}); "
             "replace the file or take the image out of the json"
         ) from error
-    expected = (dataset_dict.get("width", image.width), dataset_dict.get("height", image.height))
-    if expected != image.size:
-        raise CorruptImageError(
-            f"{_describe(dataset_dict)} is {image.width} x {image.height} pixels (width x height, "
-            f"turned as its EXIF orientation says), but the json says {expected[0]} x "
-            f"{expected[1]}; correct width and height in the json, and its boxes if they refer to "
-            "that size"
-        )
+    if _expected_size(image, dataset_dict) != image.size:
+        raise _wrong_size(image, dataset_dict)
     return image
+
+
+def _expected_size(image: Image.Image, dataset_dict: dict[str, Any]) -> tuple[int, int]:
+    """Width and height as the dict says, where it does."""
+    return dataset_dict.get("width", image.width), dataset_dict.get("height", image.height)
+
+
+def _wrong_size(image: Image.Image, dataset_dict: dict[str, Any]) -> CorruptImageError:
+    expected = _expected_size(image, dataset_dict)
+    return CorruptImageError(
+        f"{_describe(dataset_dict)} is {image.width} x {image.height} pixels (width x height, "
+        f"turned as its EXIF orientation says), but the json says {expected[0]} x "
+        f"{expected[1]}; correct width and height in the json, and its boxes if they refer to "
+        "that size"
+    )
 
 
 def _xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:

@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 CHUNK = 1 << 20
 """Bytes read at once. An entry may be longer: the buffer grows to hold it."""
 
+MAX_ENTRY = 256 << 20
+"""Characters that one entry may have; a crowd's mask in a large image has a few million."""
+
 _SPACE = " \t\n\r"
 _skip_space = re.compile(rf"[{_SPACE}]*").match
 _skip_separator = re.compile(rf"[{_SPACE}]*([,\]])[{_SPACE}]*").match
@@ -27,7 +30,8 @@ class JsonReader:
     """A cursor in a json. Only the text of the entry at hand is in memory.
 
     Every method raises json.JSONDecodeError (a ValueError) for what is not JSON, UnicodeDecodeError
-    (a ValueError too) for what is not text, and RecursionError for nesting too deep to decode.
+    (a ValueError too) for what is not text, ValueError for an entry of more than `MAX_ENTRY`, and
+    RecursionError for nesting too deep to decode.
 
     Args:
         file: opened for reading bytes; UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
@@ -127,6 +131,8 @@ class JsonReader:
         """Drop what is behind the cursor. A long entry doubles the buffer each time."""
         self._chars_before += self._pos
         rest = self._text[self._pos :]
+        if len(rest) > MAX_ENTRY:
+            raise ValueError(f"an entry of more than {MAX_ENTRY} characters")
         more = self._file.read(max(self._chunk, len(rest)))
         self._at_end = not more
         self._text, self._pos = rest + self._to_text(more, final=not more), 0

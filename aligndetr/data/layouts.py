@@ -62,7 +62,7 @@ def _find_other_layout(split: str, root: Path) -> tuple[Path, Path] | None:
         if json_file.is_file():
             return _without_placeholder(json_file, root), json_file.parent
     if (root / YAML_NAME).is_file():
-        return yolo_as_coco(root, split), root
+        return yolo_as_coco(root, split)
     return None
 
 
@@ -113,7 +113,7 @@ def _summarise(json_file: Path, *_state: int) -> tuple[list[tuple], set[int]]:
         content = json.loads(json_file.read_bytes())
         categories = [(c["id"], c["name"], c.get("supercategory")) for c in content["categories"]]
         return categories, {a["category_id"] for a in content["annotations"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f"{str(json_file)!r} is not a COCO json as Roboflow exports it "
             f"({type(error).__name__}: {error}); export the data anew"

@@ -21,12 +21,13 @@ from .checks import (
     DatasetError,
     check_box,
     check_entry,
-    check_image_size,
+    check_image,
     check_lists,
     check_same_classes,
     classify_boxes,
     describe,
 )
+from .image_paths import ImageFolder
 from .image_prints import ImagePrint, inspect_image, similar_pairs
 
 
@@ -106,12 +107,12 @@ def survey_split(
             raise DatasetError(f"it holds a {type(content).__name__}, not a COCO json's object")
         lists = {key: len(value) for key, value in content.items() if isinstance(value, list)}
         check_lists(lists, content, json_file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         say("error", f"{str(json_file)!r} cannot be read: {error}")
         return survey, findings
     for key, check in (
         ("categories", None),
-        ("images", check_image_size),
+        ("images", check_image),
         ("annotations", check_box),
     ):
         content[key] = _sound(content[key], key, check, json_file, say)
@@ -202,8 +203,17 @@ def _check_files(survey: SplitSurvey, decode: bool, say: Callable) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         say("warning", f"{len(twice)} files stand for several images", twice)
-    paths = [Path(survey.image_root, name) for name in names]
-    missing = [name for name, path in zip(names, paths) if not path.is_file()]
+    folder, outside = ImageFolder(survey.image_root), []
+    paths: list[Path | None] = [None] * len(names)
+    for number, name in enumerate(names):
+        try:
+            if folder.has(name) and (folder.root / name).is_file():
+                paths[number] = folder.root / name
+        except DatasetError as error:
+            outside.append(str(error))
+    if outside:
+        say("error", f"{len(outside)} images are outside of their folder", outside)
+    missing = [name for name, path in zip(names, paths) if path is None]
     if missing:
         say(
             "error",
@@ -231,8 +241,8 @@ def _check_files(survey: SplitSurvey, decode: bool, say: Callable) -> None:
         say("error", f"{len(resized)} images have another size than the json says", resized)
 
 
-def _inspect_if_there(path: Path) -> ImagePrint | str | None:
-    return inspect_image(path) if path.is_file() else None
+def _inspect_if_there(path: Path | None) -> ImagePrint | str | None:
+    return None if path is None else inspect_image(path)
 
 
 def _examples(items: Sequence[Any]) -> str:

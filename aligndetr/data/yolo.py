@@ -17,22 +17,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-from PIL import Image
+from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 
-from .checks import DatasetError
+from .checks import DatasetError, check_images_exist
 from .converted import converted_json
+from .image_paths import is_inside
+from .image_reading import open_image
 
 YAML_NAME = "data.yaml"
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+MAX_TEXT = 64 << 20
+"""Bytes of a label file or of a list of images."""
+
 TOLERANCE = 1e-3
 """By how much a fraction may leave [0, 1]; more means that it is none."""
 
 EXIF_ORIENTATION = 0x0112
 
 
-def yolo_as_coco(root: Path, split: str) -> Path:
-    """The split of a YOLO data set as a COCO json, whose file names start from `root`.
+def yolo_as_coco(root: Path, split: str) -> tuple[Path, Path]:
+    """The split of a YOLO data set as a COCO json, and the folder that its file names start from.
+
+    That is the one folder of the split, which may be a link, or `root` where there are several or
+    a list of files. Nothing outside of `root` is read but through that link.
 
     Args:
         root: absolute; holds data.yaml.
@@ -44,7 +51,11 @@ def yolo_as_coco(root: Path, split: str) -> Path:
     """
     settings = _read_settings(root / YAML_NAME)
     names = _class_names(settings, root / YAML_NAME)
-    images = _find_images(root, settings, split)
+    folder, images = _find_images(root, settings, split)
+    check_images_exist(
+        ({"file_name": str(image.relative_to(folder)), "id": str(image)} for image in images),
+        folder,
+    )
     labels = [_label_file(image) for image in images]
 
     def convert() -> dict[str, Any]:
@@ -52,7 +63,7 @@ def yolo_as_coco(root: Path, split: str) -> Path:
         content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names)]
         for image_id, (image, label_file) in enumerate(zip(images, labels, strict=True), start=1):
             width, height = _image_size(image)
-            file_name = str(image.relative_to(root) if image.is_relative_to(root) else image)
+            file_name = str(image.relative_to(folder))
             content["images"].append(
                 {"id": image_id, "file_name": file_name, "width": width, "height": height}
             )
@@ -61,13 +72,14 @@ def yolo_as_coco(root: Path, split: str) -> Path:
                 content["annotations"].append({"id": number, "image_id": image_id} | annotation)
         return content
 
-    return converted_json(root, f"yolo_{split}", [root / YAML_NAME, *images, *labels], convert)
+    sources = [root / YAML_NAME, *images, *labels]
+    return converted_json(root, f"yolo_{split}", sources, convert), folder
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = load_yaml(read_yaml_text(path))
+    except ValueError as error:
         raise DatasetError(f"{str(path)!r} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise DatasetError(f"{str(path)!r} must hold keys and values: train, val and names")
@@ -91,20 +103,24 @@ def _class_names(settings: dict[str, Any], path: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _find_images(root: Path, settings: dict[str, Any], split: str) -> list[Path]:
-    """Absolute paths in order, each once."""
+def _find_images(root: Path, settings: dict[str, Any], split: str) -> tuple[Path, list[Path]]:
+    """The folder of the images, and their absolute paths in order, each once."""
     yaml_file = str(root / YAML_NAME)
     places = settings.get(split) or (settings.get("valid") if split == "val" else None)
     if not places:
         raise DatasetError(
             f"{yaml_file!r} does not say where the {split} images are; add `{split}`"
         )
-    found: set[Path] = set()
-    for place in [places] if isinstance(places, str) else places:
-        found |= set(_images_at(_resolve(root, settings.get("path"), str(place), yaml_file)))
+    base = settings.get("path")
+    resolved = [
+        _resolve(root, base, str(place), yaml_file)
+        for place in (places if isinstance(places, list) else [places])
+    ]
+    folder = resolved[0] if len(resolved) == 1 and resolved[0].is_dir() else root
+    found = {image for place in resolved for image in _images_at(place, root)}
     if not found:
         raise DatasetError(f"there is no image in {places!r}, the `{split}` of {yaml_file!r}")
-    return sorted(found)
+    return folder, sorted(found)
 
 
 def _resolve(root: Path, base: Any, place: str, yaml_file: str) -> Path:
@@ -113,22 +129,53 @@ def _resolve(root: Path, base: Any, place: str, yaml_file: str) -> Path:
     Roboflow writes `../train/images` for a folder beside data.yaml.
     """
     bases = [*([root / str(base)] if base else []), root]
-    inside = Path(*[part for part in Path(place).parts if part != ".."])
+    inside = Path(*[part for part in Path(place).parts if part not in ("..", "/")])
     choices = [b / place for b in bases] + [root / inside]
+    # No `..`, but links stay: labels lie beside them.
+    choices = [Path(os.path.abspath(path)) for path in choices]
     for path in choices:
-        if path.exists():
-            return Path(os.path.abspath(path))  # no `..`, but links stay: labels lie beside them
+        if path.is_relative_to(root) and _exists(path):
+            return path
     raise DatasetError(
-        f"{yaml_file!r} names {place!r}, but none of {sorted({str(p) for p in choices})} exists"
+        f"{yaml_file!r} names {place!r}, but none of {sorted({str(p) for p in choices})} exists in "
+        f"{str(root)!r}; all that data.yaml names must lie beside it or below"
     )
 
 
-def _images_at(place: Path) -> Iterator[Path]:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except ValueError:  # a zero byte
+        return False
+
+
+def _images_at(place: Path, root: Path) -> Iterator[Path]:
     """Of a folder, with all below it, or of a text file that lists them."""
     if place.is_dir():
-        return (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    lines = place.read_text(encoding="utf-8").splitlines()
-    return (Path(os.path.abspath(place.parent / line.strip())) for line in lines if line.strip())
+        yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        return
+    for line in _read_text(place).splitlines():
+        if line.strip():
+            image = Path(os.path.abspath(place.parent / line.strip()))
+            if not image.is_relative_to(root):
+                raise DatasetError(
+                    f"{str(place)!r} lists {str(image)!r}, which is outside of {str(root)!r}"
+                )
+            yield image
+
+
+def _read_text(path: Path) -> str:
+    """Of a file that is no link out of its folder: an error would show its lines."""
+    if not is_inside(path, os.path.realpath(path.parent)):
+        raise DatasetError(f"{str(path)!r} is a link that leads out of its folder; copy the file")
+    if path.stat().st_size > MAX_TEXT:
+        raise DatasetError(
+            f"{str(path)!r} is larger than {MAX_TEXT} bytes; this is no text of YOLO's"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{str(path)!r} is not text: {error}") from error
 
 
 def _label_file(image: Path) -> Path:
@@ -142,7 +189,7 @@ def _label_file(image: Path) -> Path:
 def _image_size(path: Path) -> tuple[int, int]:
     """Width and height, turned as the EXIF orientation says, from the head of the file."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
     except FileNotFoundError:
@@ -157,7 +204,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 def _read_labels(path: Path, num_classes: int, width: int, height: int) -> Iterator[dict]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
             try:
                 yield _parse_label(line.split(), num_classes, width, height)

@@ -23,6 +23,7 @@ from aligndetr.checkpoint import local_checkpoint
 from aligndetr.config import save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import check_backend_name, set_default_backend
+from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 
 from .determinism import make_deterministic
 from .gradients import check_clip_arguments
@@ -126,7 +127,7 @@ def settle_seed(cfg: DictConfig, resume: bool = False) -> None:
     earlier = Path(cfg.train.output_dir) / "config.yaml"
     seed = -1
     if resume and comm.is_main_process() and earlier.exists():
-        seed = OmegaConf.select(OmegaConf.load(earlier), "train.seed", default=-1)
+        seed = load_yaml(read_yaml_text(earlier)).get("train", {}).get("seed", -1)
     if seed < 0:
         seed = secrets.randbelow(2**31)
     cfg.train.seed = comm.all_gather(seed)[0]

@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from aligndetr.data.image_reading import to_rgb
+from aligndetr.data.image_reading import FORMATS, MAX_PIXELS, open_formats, to_rgb
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
-
-MAX_PIXELS = 89_000_000
-"""About 9400 x 9400, where Pillow begins to warn: decoded, 270 MB, and a few times that at work."""
 
 HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of more than 8 bits, which its conversion to RGB cuts off at 255."""
@@ -66,13 +63,15 @@ def _load_file(path: Path, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            image = Image.open(path)
+            image = open_formats(path)
         with image:
             return _to_rgb(image, name, max_pixels)
     except (ImageError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that Pillow knows") from error
+        raise ImageError(
+            f"{name} is not an image that Pillow knows, or not of {', '.join(FORMATS)}"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} is too large: {error}; cut it into tiles") from error
     except Exception as error:  # broken bytes make Pillow's decoders raise almost anything

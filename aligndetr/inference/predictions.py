@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
 from torch import nn
+
+from aligndetr.data.image_reading import read_image
 
 from .drawing import DrawnBoxes, SheetRow, draw_sheet
 
@@ -43,7 +44,7 @@ def write_predictions(
     for record, instances in zip(chosen, _predict(model, chosen, mapper)):
         row = SheetRow(
             title=os.path.basename(record["file_name"]),
-            image=np.ascontiguousarray(read_image(record["file_name"], format="RGB")),
+            image=np.asarray(read_image(record["file_name"])),
             truth=boxes_of_record(record, class_names),
             predictions=boxes_of_instances(instances, class_names, score_threshold),
         )
