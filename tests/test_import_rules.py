@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "aligndetr.sweeps": {"config", "engine", "utils"},
     # Programs, as those in tools/ are.
     "aligndetr.cli": {
-        *("checkpoint", "config", "data", "engine", "evaluation", "inference", "layers", "utils"),
+        *("analysis", "checkpoint", "config", "data", "engine", "evaluation", "inference"),
+        *("layers", "utils"),
     },
     "projects.aligndetr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},
 }

@@ -1,6 +1,9 @@
 """What a finished evaluation says about its model, and how two differ."""
 
-from .commands import alignment_of, report_of
+import aligndetr.quiet  # noqa: F401
+
+from .commands import alignment_of, comparison_of, report_of
+from .compare import compare_runs, read_runs
 from .evaluations import Evaluation, read_evaluation
 from .report import write_report
 from .runs import evaluation_of_run
@@ -8,8 +11,11 @@ from .runs import evaluation_of_run
 __all__ = [
     "Evaluation",
     "alignment_of",
+    "compare_runs",
+    "comparison_of",
     "evaluation_of_run",
     "read_evaluation",
+    "read_runs",
     "report_of",
     "write_report",
 ]

@@ -108,7 +108,10 @@ def alignment_chart(layers: Mapping[str, Alignment], summary: Mapping[str, Any])
 def _density(axes: Axes, scores: np.ndarray, ious: np.ndarray) -> None:
     edges = np.linspace(0, 1, DENSITY_BINS + 1)
     if len(scores):
-        *_, image = axes.hist2d(scores, ious, bins=[edges, edges], norm=LogNorm(), cmap="viridis")
+        counts, *_ = np.histogram2d(scores, ious, bins=[edges, edges])
+        norm = LogNorm() if counts.max() > 20 else None
+        shown = np.where(counts > 0, counts, np.nan).T
+        image = axes.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis")
         axes.figure.colorbar(image, ax=axes, label="candidates")
     axes.plot([0, 1], [0, 1], color="tab:red", linewidth=0.8)
     axes.set(xlabel="score", ylabel="IoU", xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -141,7 +144,7 @@ def _layers(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         values = [np.nan if row[key] is None else row[key] for row in rows]
         _line(axes, names, values, label, marker="o")
     axes.set_title("layer by layer")
-    axes.set_ylim(top=1)
+    axes.set_ylim(None if axes.dataLim.y0 < 0 else 0, 1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     axes.tick_params(axis="x", rotation=20)

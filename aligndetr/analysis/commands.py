@@ -1,7 +1,7 @@
 """What the tools do: from a run, a checkpoint or results to files, and to a few lines to print."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from tabulate import tabulate
 
 from aligndetr.evaluation.alignment_evaluator import SUMMARY_FILE
 from aligndetr.evaluation.alignment_summary import summarise_alignment
+from aligndetr.evaluation.bootstrap import METRICS
 from aligndetr.utils.files import atomic_path
 from aligndetr.utils.html import shown
 from aligndetr.utils.numbers import without_nan
 
 from .charts import alignment_chart
+from .compare import compare_runs, read_runs, write_comparison
 from .evaluations import RESULTS_FILE, data_of_config, read_evaluation
 from .report import REPORT_FILE, write_report
 from .runs import config_of_checkpoint, evaluate_layers, evaluation_of_run
@@ -102,6 +104,47 @@ def alignment_of(
     rows = [[row[key] for key in LAYER_COLUMNS] for row in summary["layers"]]
     table = tabulate(rows, list(LAYER_COLUMNS.values()), floatfmt=".3f", tablefmt="pipe")
     return f"{table}\n\n{folder / CHART_FILE}, {folder / SUMMARY_FILE}"
+
+
+def comparison_of(
+    runs: Sequence[str | os.PathLike],
+    *,
+    ground_truth: str | os.PathLike | None = None,
+    output: str | os.PathLike = ".",
+    resamples: int = 1000,
+) -> str:
+    """Compare the folders of runs with the first; writes compare.html and compare.json.
+
+    Args:
+        ground_truth: in place of what the configs name.
+        output: folder.
+        resamples: of the images, for the confidence of the differences.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        ValueError, OSError: see `read_runs` and `compare_runs`.
+    """
+    read = read_runs(runs, ground_truth)
+    content = compare_runs(read, resamples)
+    path = write_comparison(read, content, output)
+    rows = [_ap_row(run, None) for run in content["runs"][:1]]
+    rows += [_ap_row(*pair) for pair in zip(content["runs"][1:], content["differences"])]
+    table = tabulate(rows, ["run", *METRICS], tablefmt="pipe", disable_numparse=True)
+    return f"{table}\n\nkeys of the configs that differ: {len(content['config'])}\n{path}"
+
+
+def _ap_row(run: dict[str, Any], difference: dict[str, Any] | None) -> list[str]:
+    """The name, and for each metric as in 10.47 +0.52 [-0.10, 1.20]."""
+    row = [run["name"]]
+    for name in METRICS:
+        text = shown(run["metrics"][name], 2)
+        if difference is not None and difference[name]["value"] is not None:
+            value, low, high = (difference[name][part] for part in ("value", "low", "high"))
+            text += f" {value:+.2f} [{low:.2f}, {high:.2f}]"
+        row.append(text)
+    return row
 
 
 def _errors_as_text(content: dict[str, Any]) -> str:

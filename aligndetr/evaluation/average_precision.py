@@ -25,19 +25,17 @@ def interpolated_ap(true: np.ndarray, false: np.ndarray, num_objects: float) -> 
     Returns:
         In [0, 1].
     """
-    precision, recall = precision_recall(true, false, num_objects)
-    index = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[index].mean())
+    hits = np.cumsum(true, dtype=float)
+    return _interpolated(hits, hits + np.cumsum(false, dtype=float), num_objects)
 
 
-def precision_recall(
-    true: np.ndarray, false: np.ndarray, num_objects: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two (D,): precision after each detection, raised to the highest that follows, and recall."""
-    hits, misses = np.cumsum(true, dtype=float), np.cumsum(false, dtype=float)
+def _interpolated(hits: np.ndarray, counted: np.ndarray, num_objects: float) -> float:
+    """From the true positives and the detections up to each of some places (N,)."""
     # pycocotools adds this to the number of detections, which may be 0.
-    precision = hits / (hits + misses + np.spacing(1))
-    return np.maximum.accumulate(precision[::-1])[::-1], hits / num_objects
+    precision = hits / (counted + np.spacing(1))
+    highest_to_come = np.maximum.accumulate(precision[::-1])[::-1]
+    index = np.searchsorted(hits / num_objects, RECALLS, side="left")
+    return float(np.append(highest_to_come, 0.0)[index].mean())
 
 
 def mean_ap(
@@ -61,23 +59,13 @@ def mean_ap(
     return _mean(aps), aps
 
 
-@dataclass(frozen=True)
-class _ClassMatches:
-    """Detections of one class up to the last that finds anything: later ones cannot change AP."""
-
-    images: np.ndarray
-    true: np.ndarray
-    false: np.ndarray
-    object_images: np.ndarray
-
-
 class WeightedAP:
     """AP of one set of matches under any number of weightings of its images."""
 
     def __init__(self, matches: Matches):
         self.num_images = matches.num_images
-        self._classes = [_class_matches(matches, k) for k in range(matches.num_classes)]
         self._thresholds = len(matches.found)
+        self._classes = [_ClassMatches.of(matches, k) for k in range(matches.num_classes)]
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """(T,): AP in [0, 1] at each IoU threshold, NaN where there is nothing to find.
@@ -89,26 +77,49 @@ class WeightedAP:
         for own in self._classes:
             num_objects = weights[own.object_images].sum()
             if num_objects > 0:
-                weight = weights[own.images]
-                aps.append(
-                    [
-                        interpolated_ap(true * weight, false * weight, num_objects)
-                        for true, false in zip(own.true, own.false)
-                    ]
-                )
+                aps.append(own.aps(weights, num_objects))
         return np.mean(aps, axis=0) if aps else np.full(self._thresholds, np.nan)
 
 
-def _class_matches(matches: Matches, label: int) -> _ClassMatches:
-    own = np.flatnonzero(matches.classes == label)
-    is_true = matches.is_true[:, own]
-    own = own[: np.flatnonzero(is_true.any(axis=0)).max(initial=-1) + 1]
-    return _ClassMatches(
-        images=matches.images[own],
-        true=matches.is_true[:, own],
-        false=matches.is_false[:, own],
-        object_images=matches.object_images[matches.object_classes == label],
-    )
+@dataclass(frozen=True)
+class _ClassMatches:
+    """Detections (D,) of one class, kept so that a new weighting costs little.
+
+    The highest precision at some recall is always met right after a true positive, so only these
+    places are looked at, and their share of all detections so far is one running sum.
+    """
+
+    images: np.ndarray
+    """(D,)"""
+    ignored: np.ndarray | None
+    """(T, D); None where no detection is ignored."""
+    true: list[np.ndarray]
+    """Of each threshold, which detections are true positives, rising."""
+    object_images: np.ndarray
+
+    @classmethod
+    def of(cls, matches: Matches, label: int) -> "_ClassMatches":
+        own = np.flatnonzero(matches.classes == label)
+        true = [np.flatnonzero(row) for row in matches.is_true[:, own]]
+        ignored = matches.ignored[:, own]
+        return cls(
+            images=matches.images[own],
+            ignored=ignored if ignored.any() else None,
+            true=true,
+            object_images=matches.object_images[matches.object_classes == label],
+        )
+
+    def aps(self, weights: np.ndarray, num_objects: float) -> list[float]:
+        """AP at each threshold."""
+        weight = weights[self.images]
+        counted = np.cumsum(weight, dtype=float)
+        aps = []
+        for threshold, true in enumerate(self.true):
+            if self.ignored is not None:
+                counted = np.cumsum(weight * ~self.ignored[threshold], dtype=float)
+            hits = np.cumsum(weight[true], dtype=float)
+            aps.append(_interpolated(hits, counted[true], num_objects))
+        return aps
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -78,8 +78,13 @@ def _check(runs: Sequence[Matches], num_resamples: int) -> None:
 
 def _metrics(weighted: Sequence[WeightedAP], weights: np.ndarray) -> np.ndarray:
     """(runs, metrics) in percent; NaN where a draw has no object."""
-    aps = [100 * run(weights) for run in weighted]
-    return np.array([[np.mean(ap[which]) for which in METRICS.values()] for ap in aps])
+    return np.array([ap_metrics(run, weights) for run in weighted])
+
+
+def ap_metrics(weighted: WeightedAP, weights: np.ndarray) -> np.ndarray:
+    """(metrics,): AP of each of `METRICS` in percent, with a weight for each image."""
+    aps = 100 * weighted(weights)
+    return np.array([np.mean(aps[which]) for which in METRICS.values()])
 
 
 def _difference(value: float, resampled: np.ndarray) -> Difference:

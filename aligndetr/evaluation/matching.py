@@ -50,7 +50,7 @@ class Matches:
     other_object: np.ndarray
     """(D,)"""
     object_images: np.ndarray
-    """(G,) crowd regions left out"""
+    """(G,) rising; crowd regions left out"""
     object_classes: np.ndarray
     """(G,)"""
     object_boxes: np.ndarray

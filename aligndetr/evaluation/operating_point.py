@@ -55,10 +55,12 @@ def confusion_matrix(matches: Matches, score: float) -> np.ndarray:
     found = np.where(counted, matches.found[0], -1)
     free = np.ones(len(matches.object_images), dtype=bool)
     free[found[found >= 0]] = False
+    starts = np.searchsorted(matches.object_images, np.arange(matches.num_images + 1))
     rest = np.flatnonzero(counted & (found < 0))
     for index in rest[matches.other_iou[rest] >= 0.5]:
-        here = np.flatnonzero(free & (matches.object_images == matches.images[index]))
-        here = here[matches.object_classes[here] != matches.classes[index]]
+        image = matches.images[index]
+        here = np.arange(starts[image], starts[image + 1])
+        here = here[free[here] & (matches.object_classes[here] != matches.classes[index])]
         iou = box_iou(matches.boxes[index : index + 1], matches.object_boxes[here], crowd=False)[0]
         if iou.max(initial=0.0) >= 0.5:
             found[index] = here[iou.argmax()]

@@ -46,6 +46,21 @@ def write_data(folder: Path) -> tuple[Path, Path, Path]:
     return paths
 
 
+def config_yaml(data_folder):
+    """As much of a config as says which data a run was evaluated on."""
+    return f"""
+dataset: {{root: null, val_json: {data_folder}/instances_val.json, val_images: {data_folder}/val}}
+dataloader:
+  test:
+    dataset:
+      names: {{_target_: aligndetr.data.register_dataset, split: val, root: null,
+               json_file: '${{dataset.val_json}}', image_root: '${{dataset.val_images}}'}}
+  evaluator:
+    _target_: aligndetr.evaluation.COCOEvaluator
+    dataset_name: '${{..test.dataset.names}}'
+"""
+
+
 class Cells(HTMLParser):
     """(key, digits, text) of each number, and all pictures' and links' addresses."""
 

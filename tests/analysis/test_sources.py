@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aligndetr.analysis import evaluation_of_run, read_evaluation, report, report_of
-from tests.analysis.reports import write_data
+from tests.analysis.reports import config_yaml, write_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,21 +23,6 @@ def no_charts(monkeypatch):
 @pytest.fixture
 def data(tmp_path):
     return write_data(tmp_path / "data")
-
-
-def config_yaml(data_folder):
-    """As much of a config as says which data a run was evaluated on."""
-    return f"""
-dataset: {{root: null, val_json: {data_folder}/instances_val.json, val_images: {data_folder}/val}}
-dataloader:
-  test:
-    dataset:
-      names: {{_target_: aligndetr.data.register_dataset, split: val, root: null,
-               json_file: '${{dataset.val_json}}', image_root: '${{dataset.val_images}}'}}
-  evaluator:
-    _target_: aligndetr.evaluation.COCOEvaluator
-    dataset_name: '${{..test.dataset.names}}'
-"""
 
 
 def test_results_with_their_ground_truth(data, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from detectron2.utils import comm
 
 from aligndetr.config import check_targets
 from aligndetr.evaluation import AlignmentEvaluator, evaluate
+from tests.builders import random_batch, tiny_model
 from tests.evaluation.worlds import make_world, model_outputs, register
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # One image of 200 x 100 with two objects, and three queries of a layer that finds both: the first
 # exactly, the second by IoU 0.5. Logit 0 is score 0.5.
@@ -146,3 +151,19 @@ def test_evaluate_prints_its_table(name, caplog):
 
 def test_a_config_that_is_data_may_name_it():
     check_targets({"_target_": "aligndetr.evaluation.AlignmentEvaluator", "dataset_name": "x"})
+
+
+def test_the_snippet_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (batch,) = ([image] for image in random_batch([(96, 128)], [1]))
+    batch[0].update(image_id=4, height=100, width=200)
+    categories = [{"id": i, "name": f"class {i}"} for i in (3, 9, 11, 12, 13)]
+    register(tmp_path, {**CONTENT, "categories": categories}, "my_val")
+    page = (ROOT / "docs/alignment.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {"model": tiny_model(), "loader": [batch]}
+    exec(snippet, names)  # what a reader would paste
+    assert names["results"]["alignment"]["objects"] == 2
+    layers = ["encoder", "decoder 1", "decoder 2", "decoder 3"]
+    assert list(names["evaluator"].layers) == layers
+    assert (tmp_path / "output" / "alignment.json").is_file()

@@ -1,0 +1,26 @@
+"""Measure how well the scores of a model's layers say how good its boxes are.
+
+    %(prog)s output/demo/model_final.pth
+
+Writes alignment.json and alignment.png; docs/alignment.md says what the numbers mean. KEY=VALUE
+changes the config.
+"""
+
+from .parsing import config_file, errors_in_one_line, make_parser
+
+
+def main() -> None:
+    """Parse, measure, and print the table of layers."""
+    parser = make_parser(__doc__)
+    parser.add_argument("checkpoint", help="model_final.pth of a training")
+    parser.add_argument("--output", help="folder; default: MODEL_report beside the checkpoint")
+    parser.add_argument(
+        "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
+    )
+    parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    args = parser.parse_intermixed_args()
+    with errors_in_one_line():
+        from aligndetr.analysis import alignment_of
+
+        print(alignment_of(**vars(args)))
