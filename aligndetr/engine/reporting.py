@@ -47,6 +47,18 @@ def attempt(writer: EventWriter, action: Callable[[], None]) -> None:
         logger.error("%s COULD NOT WRITE (%s); training goes on without it", name, error)
 
 
+class TensorBoardWriter(TensorboardXWriter):
+    """detectron2's, which after a failure goes on in a new file: the thread of the old one is dead."""
+
+    def write(self) -> None:
+        try:
+            super().write()
+            self._writer.flush()  # else it fails later, in its thread
+        except OSError:
+            self.__dict__.pop("_writer", None)  # made anew on its next use
+            raise
+
+
 class MemoryStats(HookBase):
     """Puts the peak memory in MiB to the storage: `host_mem_mb` and on CUDA `gpu_mem_mb`.
 
@@ -182,7 +194,7 @@ def reporting_hooks(
     writers = [
         ConsolePrinter(train.max_iter),
         metrics,
-        TensorboardXWriter(train.output_dir),
+        TensorBoardWriter(train.output_dir),
         *start_trackers(cfg, resume),
     ]
     return [

@@ -96,11 +96,11 @@ def recorded_losses(folder) -> dict[int, set[str]]:
     return losses
 
 
-def train_recorded(folder, resume=False, num_workers=0, hooks=(), **train):
+def train_recorded(folder, resume=False, num_workers=0, hooks=(), record_in=None, **train):
     cfg = noisy_config(folder, num_workers, **train)
     setup(cfg, arguments(resume=resume))
     make_hooks = train_loop._hooks
-    train_loop._hooks = lambda *args: [Recorder(folder), *hooks, *make_hooks(*args)]
+    train_loop._hooks = lambda *args: [Recorder(record_in or folder), *hooks, *make_hooks(*args)]
     try:
         return do_train(cfg, resume=resume)
     finally:

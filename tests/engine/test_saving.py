@@ -150,3 +150,33 @@ def test_deterministic_runs_are_the_same_bits_and_the_drawn_seed_repeats_them(tm
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic = False
     assert recorded_losses(tmp_path / "a") == recorded_losses(tmp_path / "b")
+
+
+class FolderGone(HookBase):
+    """For some iterations the folder of the run is a file: nothing can be written there."""
+
+    def __init__(self, folder, first, last):
+        self._folder, self._first, self._last = folder, first, last
+        self._away = folder.with_name("away")
+
+    def before_step(self):
+        if self.trainer.iter == self._first:
+            self._folder.rename(self._away)
+            self._folder.write_text("no folder")
+        if self.trainer.iter == self._last + 1:
+            self._folder.unlink()
+            self._away.rename(self._folder)
+
+
+def test_a_folder_that_cannot_be_written_to_costs_what_was_to_be_written_only(
+    whole, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(saving, "RETRY_SECONDS", 0.0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    train_recorded(folder, hooks=[FolderGone(folder, first=2, last=8)], record_in=tmp_path)
+    assert "CHECKPOINT NOT WRITTEN" in caplog.text
+    assert "TensorBoardWriter COULD NOT WRITE" in caplog.text
+    assert len(list(folder.glob("events.out.*"))) == 2  # the second since the folder is back
+    assert (folder / "model_final.pth").exists()
+    assert recorded_losses(tmp_path) == recorded_losses(whole)
