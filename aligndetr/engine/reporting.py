@@ -48,7 +48,7 @@ def attempt(writer: EventWriter, action: Callable[[], None]) -> None:
 
 
 class TensorBoardWriter(TensorboardXWriter):
-    """detectron2's, which after a failure goes on in a new file: the thread of the old one is dead."""
+    """detectron2's, which goes on in a new file after a failure: the old one's thread is dead."""
 
     def write(self) -> None:
         try:
