@@ -1,14 +1,16 @@
 """Runs side by side: what is written, what the numbers are, what is refused."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
-from aligndetr.analysis import compare_runs, comparison_of, read_runs
+from aligndetr.analysis import compare_runs, comparison_of, read_runs, report
 from aligndetr.analysis.compare import comparison_chart, config_differences
 from aligndetr.utils.html import look_up, shown
 from tests.analysis.reports import BOX, CAT, Cells, config_yaml, write_data
@@ -86,6 +88,22 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
     again.mkdir(parents=True)
     (again / "config.yaml").write_text(OmegaConf.to_yaml({"train": {"seed": 2}}))
     assert [run.name for run in read_runs([runs[0], again])] == [str(runs[0]), str(again)]
+
+
+def test_the_snippet_of_the_docs(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "as_picture", lambda figure: Image.new("L", (1, 1)))
+    (tmp_path / "output").mkdir()
+    for folder, name in zip(runs, ("demo", "other")):
+        folder.rename(tmp_path / "output" / name)
+    for name in ("instances_val.json", "results.json", "val"):
+        (tmp_path / name).symlink_to(tmp_path / "data" / name)
+    page = (ROOT / "docs/analysis.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {}
+    exec(snippet, names)  # what a reader would paste
+    assert [run["name"] for run in names["content"]["runs"]] == ["demo", "other"]
+    assert (tmp_path / "output/mine/report.html").is_file()
 
 
 def test_what_cannot_be_compared_is_named(runs, tmp_path, monkeypatch):

@@ -150,6 +150,81 @@ def test_every_false_positive_is_of_one_kind(seed):
     assert max(found.gains.values()) <= 100 - found.ap
 
 
+def mixed_world(seed, num_images=8, num_classes=3):
+    """Objects and detections around them, (image, category, box) and (…, score)."""
+    rng = np.random.default_rng(seed)
+    objects, detections = [], []
+    for image in range(num_images):
+        count = int(rng.integers(1, 8))
+        boxes = np.concatenate([100 * rng.random((count, 2)), 10 + 60 * rng.random((count, 2))], 1)
+        labels = rng.integers(0, num_classes, count)
+        objects += [(image, int(k), box.tolist()) for k, box in zip(labels, boxes)]
+        about = rng.integers(0, count, 40)
+        found = boxes[about] + rng.normal(0, 8, (40, 4))
+        found[:, 2:] = np.maximum(found[:, 2:], 1)
+        wrong = rng.random(40) < 0.3
+        labels = np.where(wrong, rng.integers(0, num_classes, 40), labels[about])
+        scores = rng.random(40)
+        detections += [
+            (image, int(k), box.tolist(), float(score))
+            for k, box, score in zip(labels, found, scores)
+        ]
+    return objects, detections
+
+
+# By seed: AP50; counts and gains in the order of KINDS; gains without false positives, negatives.
+TIDECV = {
+    0: (
+        25.591794,
+        [17, 146, 24, 79, 25, 1],
+        [0.534557, 36.231617, 2.336812, 1.682077, 0.534737, 0.551889],
+        [62.196985, 2.948497],
+    ),
+    6: (
+        24.222352,
+        [35, 109, 28, 109, 14, 0],
+        [2.353857, 11.165524, 4.272352, 3.826984, 0.978432, 0.0],
+        [75.777648, 0.0],
+    ),
+    10: (
+        22.656431,
+        [20, 152, 38, 62, 25, 0],
+        [3.496785, 29.187683, 1.720931, 1.033444, 2.204055, 0.0],
+        [64.802315, 3.282181],
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", TIDECV)
+def test_numbers_of_the_authors_tool(seed):
+    """AP50, counts and gains that tidecv 1.0.1 prints for these worlds.
+
+    (In worlds where a recall is one of the 101 exactly, gains differ in the second digit: COCO's
+    recalls are those of `np.linspace`, tidecv's are i / 100.)
+    """
+    objects, detections = mixed_world(seed)
+    content = {
+        "images": [{"id": image} for image in range(8)],
+        "categories": [{"id": category} for category in range(3)],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category, "bbox": box}
+            for i, (image, category, box) in enumerate(objects, start=1)
+        ],
+    }
+    keys = ("image_id", "category_id", "bbox", "score")
+    results = [dict(zip(keys, detection)) for detection in detections]
+    matches = match_boxes(GroundTruth.from_content(content, source="test"), results)
+    found = analyse_errors(matches)
+    ap, counts, gains, without_false = TIDECV[seed]
+    assert found.ap == pytest.approx(ap, abs=1e-6)
+    assert list(found.counts.values()) == counts
+    assert list(found.gains.values()) == pytest.approx(gains, abs=1e-6)
+    assert [
+        found.gain_without_false_positives,
+        found.gain_without_false_negatives,
+    ] == pytest.approx(without_false, abs=1e-6)
+
+
 def test_nothing_to_find():
     found = analysis([], [(CAT, HERE, 0.9)])
     assert np.isnan(found.ap)
