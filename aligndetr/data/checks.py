@@ -39,6 +39,9 @@ FIELDS = {
 TOLERANCE = 0.1
 """Pixels a box may stand out of its image unreported: jsons round to one or two decimals."""
 
+MAX_SHOWN = 200
+"""Characters of a value at fault that a message shows."""
+
 MAX_SIDE = 1 << 31
 """Pixels; a number beyond is no length, and may be too large for floating point."""
 
@@ -69,7 +72,8 @@ def check_entry(entry: Any, key: str, position: int, json_file: Path) -> None:
     fields = FIELDS[key]
     if not isinstance(entry, dict):
         raise DatasetError(
-            f"{key}[{position}] of {str(json_file)!r} is {entry!r}; expected an object with "
+            f"{key}[{position}] of {str(json_file)!r} is {_shown(entry)}; expected an "
+            f"object with "
             f"{list(fields)}"
         )
     for field, types in fields.items():
@@ -81,7 +85,7 @@ def check_entry(entry: Any, key: str, position: int, json_file: Path) -> None:
         if not isinstance(entry[field], types):
             raise DatasetError(
                 f"{key}[{position}] of {str(json_file)!r} (id {entry.get('id')!r}) has "
-                f"{field}={entry[field]!r}; expected {' or '.join(t.__name__ for t in types)}"
+                f"{field}={_shown(entry[field])}; expected {' or '.join(t.__name__ for t in types)}"
             )
 
 
@@ -92,7 +96,7 @@ def check_image(image: dict[str, Any], json_file: Path) -> None:
         if not 0 < image[side] < MAX_SIDE:
             raise DatasetError(
                 f"image {image['id']!r} ({image['file_name']!r}) in {str(json_file)!r} has "
-                f"{side}={image[side]}; write the size of the file in pixels"
+                f"{side}={_shown(image[side])}; write the size of the file in pixels"
             )
 
 
@@ -106,7 +110,7 @@ def check_box(annotation: dict[str, Any], json_file: Path) -> None:
     if not is_box:
         raise DatasetError(
             f"{describe(annotation['id'], annotation['image_id'])} in {str(json_file)!r} has bbox "
-            f"{box}; expected four finite numbers [x, y, width, height] in pixels"
+            f"{_shown(box)}; expected four finite numbers [x, y, width, height] in pixels"
         )
 
 
@@ -239,6 +243,12 @@ def check_same_classes(train_names: Sequence[str], val_names: Sequence[str]) -> 
 def describe(annotation_id: int | str, image_id: int | str) -> str:
     """An annotation as messages name it."""
     return f"annotation {annotation_id} of image {image_id}"
+
+
+def _shown(value: Any) -> str:
+    """As Python writes it, but no longer than a line: what is wrong may be of any size."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _shorten(items: Sequence[Any], limit: int = MAX_EXAMPLES, count: int | None = None) -> str:

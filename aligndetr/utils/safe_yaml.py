@@ -16,6 +16,7 @@ MAX_BYTES = 1 << 18
 MAX_VALUES = 20_000
 """Keys and values together, aliases counted as what they stand for."""
 
+MAX_DEPTH = 100
 MAX_DIGITS = 100
 
 
@@ -31,6 +32,11 @@ class PlainLoader(yaml.SafeLoader):
         if self._num_nodes > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values")
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token_class: type) -> None:
+        if self.flow_level >= MAX_DEPTH:  # each level costs the scanner more than the last
+            raise ValueError("nested too deeply")
+        super().fetch_flow_collection_start(token_class)
 
     def construct_yaml_int(self, node: yaml.Node) -> int:
         _check_digits(node)
