@@ -95,7 +95,8 @@ def _read_weights(data: bytes, folder: Path, suffix: str) -> None:
     path.write_bytes(data)
     checkpoint = read_checkpoint(str(path))
     load_weights(_model(), checkpoint, str(path), strict=False)
-    find_config(checkpoint, str(path))
+    if "config" in checkpoint:
+        find_config(checkpoint, str(path))
 
 
 def _read_config(data: bytes, folder: Path) -> None:
