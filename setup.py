@@ -72,6 +72,7 @@ setup(
         "mlflow": ["mlflow-skinny>=2.10"],  # train.mlflow; the server needs the whole mlflow
         "predict": ["pandas", "supervision"],  # what detections can be converted to
         "slurm": ["submitit>=1.5"],  # tools/train_on_slurm.py
+        "timm": ["timm>=1.0.10"],  # its backbones, and layers of Swin and ViT
         "wandb": ["wandb>=0.16"],  # train.wandb
     },
 )

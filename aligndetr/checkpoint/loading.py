@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
+from .bare_backbones import with_backbone_names
 from .reading import CheckpointError
 from .recognising import without_ddp_prefix
 from .report import LoadReport
@@ -27,7 +28,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
             them is in the checkpoint.
         checkpoint: as `read_checkpoint` returns it. With "matching_heuristics" (files of the
             model zoo) a name matches the model's names that end with it: `res2.0.conv1.weight`
-            becomes `backbone.res2.0.conv1.weight`.
+            becomes `backbone.res2.0.conv1.weight`. Names of a backbone alone (Swin's, MAE's,
+            timm's) are taken for those of the model's backbone.
         source: the file's name, for messages.
         strict: every tensor of the model and of the file must correspond. Otherwise tensors
             whose first dimension alone differs (heads made for another number of classes),
@@ -41,6 +43,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
     state = without_ddp_prefix(checkpoint["model"])
     if checkpoint.get("matching_heuristics"):
         state = align_and_update_state_dicts(model.state_dict(), state, c2_conversion=False)
+    state = with_backbone_names(state, model.state_dict())
     report = _compare(model, state, checkpoint)
     if strict and not report.complete:
         raise CheckpointError(

@@ -47,7 +47,8 @@ class AlignDETRCriterion(TwoStageCriterion):
             dn_metas: None, or "dn_num" G (groups), "single_padding" P (queries per group, the
                 positives of an image first), and "output_known_lbs_bboxes": "pred_logits"
                 (B, G * P, K), "pred_boxes" (B, G * P, 4) and, optional, "aux_outputs", a list of
-                such.
+                such. Optional "gt_indices": per image the objects that are in the groups, in
+                their order; all of them by default.
             targets: as `BaseCriterion.forward`.
             aux_num: number of auxiliary layers.
             num_boxes: objects per process; the sums are divided by `num_boxes` * G.
@@ -66,7 +67,8 @@ class AlignDETRCriterion(TwoStageCriterion):
             return []
         outputs = dn_metas["output_known_lbs_bboxes"]
         num_groups, group_size = dn_metas["dn_num"], dn_metas["single_padding"]
-        indices = _denoising_indices(targets, num_groups, group_size)
+        gt_indices = dn_metas.get("gt_indices")
+        indices = _denoising_indices(targets, num_groups, group_size, gt_indices)
         normaliser = num_boxes * max(num_groups, 1)
         layers = [("_dn", aux_num + 1, outputs)]
         for i, aux in enumerate(outputs.get("aux_outputs", [])[:aux_num]):
@@ -86,16 +88,21 @@ class AlignDETRCriterion(TwoStageCriterion):
 
 
 def _denoising_indices(
-    targets: list[dict[str, Tensor]], num_groups: int, group_size: int
+    targets: list[dict[str, Tensor]],
+    num_groups: int,
+    group_size: int,
+    gt_indices: list[Tensor] | None = None,
 ) -> Indices:
-    """Per image: object n is answered by query n of every group."""
+    """Per image: object n, or that at n in its `gt_indices`, is answered by query n of every
+    group."""
+    if gt_indices is None:
+        gt_indices = [torch.arange(len(t["labels"]), device=t["labels"].device) for t in targets]
     indices = []
-    for target in targets:
-        num_objects, device = len(target["labels"]), target["labels"].device
-        assert 2 * num_objects <= group_size, (num_objects, group_size)
-        gt = torch.arange(num_objects, device=device).repeat(num_groups, 1)
-        start = torch.arange(num_groups, device=device) * group_size
-        indices.append(((start[:, None] + gt).flatten(), gt.flatten()))
+    for gt in gt_indices:
+        assert 2 * len(gt) <= group_size, (len(gt), group_size)
+        slot = torch.arange(len(gt), device=gt.device)
+        start = torch.arange(num_groups, device=gt.device) * group_size
+        indices.append(((start[:, None] + slot).flatten(), gt.repeat(num_groups)))
     return indices
 
 

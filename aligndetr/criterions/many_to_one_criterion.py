@@ -60,7 +60,9 @@ class ManyToOneCriterion(BaseCriterion):
         self.tau = tau
         self.class_loss = class_loss
         self.rank_weights = rank_weights
-        self.register_buffer("weight_table", self._make_weight_table(), persistent=False)
+        self.register_buffer(
+            "weight_table", self._make_weight_table(self.match_num), persistent=False
+        )
 
     def check_num_layers(self, num_layers: int) -> None:
         """Raise a ValueError unless `match_num` fits a decoder of `num_layers` layers."""
@@ -132,9 +134,9 @@ class ManyToOneCriterion(BaseCriterion):
             ]
         )
 
-    def _make_weight_table(self) -> Tensor:
-        rank = torch.arange(max(self.match_num))
-        used = rank < torch.tensor(self.match_num)[:, None]
+    def _make_weight_table(self, match_num: list[int]) -> Tensor:
+        rank = torch.arange(max(match_num))
+        used = rank < torch.tensor(match_num)[:, None]
         weights = rank_weight_table(len(rank), self.tau) if self.rank_weights else 1.0
         return torch.where(used, weights, 0.0)
 

@@ -3,11 +3,14 @@
 from .box_refinement import refine_boxes
 from .channel_mapper import ChannelMapper
 from .denoising import DenoisingQueries, make_denoising_queries
+from .hybrid import with_hybrid_queries
 from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
 from .postprocess import select_top_predictions
 from .proposals import propose_from_tokens
 from .resnet import ResNet
+from .timm_backbone import TimmBackbone
+from .transformer_backbones import SimpleFeaturePyramid, SwinTransformer, ViT
 
 __all__ = [
     "ChannelMapper",
@@ -15,6 +18,10 @@ __all__ = [
     "FeatureLevels",
     "LevelPositions",
     "ResNet",
+    "SimpleFeaturePyramid",
+    "SwinTransformer",
+    "TimmBackbone",
+    "ViT",
     "encoder_reference_points",
     "make_denoising_queries",
     "padding_masks",
@@ -22,4 +29,5 @@ __all__ = [
     "refine_boxes",
     "select_top_predictions",
     "valid_ratio",
+    "with_hybrid_queries",
 ]

@@ -34,8 +34,10 @@ class ChannelMapper(nn.Module):
 
     Args:
         input_shapes: name -> detectron2 `ShapeSpec` or a mapping with the key "channels" (plain
-            values survive a saved config, a ShapeSpec does not).
-        in_features: names to use, from the finest map to the coarsest.
+            values survive a saved config, a ShapeSpec does not). None: the backbone's, which
+            `connect` is told before the first use.
+        in_features: names to use, from the finest map to the coarsest; None: all of them, by
+            stride.
         out_channels: channels of every output.
         kernel_size, stride, bias, groups, dilation: of the convolutions of the inputs.
         norm_layer, activation: copied for each convolution; None leaves it out.
@@ -44,8 +46,8 @@ class ChannelMapper(nn.Module):
 
     def __init__(
         self,
-        input_shapes: Mapping,
-        in_features: Sequence[str],
+        input_shapes: Mapping | None,
+        in_features: Sequence[str] | None,
         out_channels: int,
         kernel_size: int = 3,
         stride: int = 1,
@@ -57,6 +59,31 @@ class ChannelMapper(nn.Module):
         num_outs: int | None = None,
     ):
         super().__init__()
+        same = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        same["padding"] = (kernel_size - 1) // 2 * dilation
+        self._conv = {"out_channels": out_channels, "bias": bias, "groups": groups}
+        self._same, self._copied = same, (norm_layer, activation)
+        self.in_features, self.num_outs = in_features, num_outs
+        self.is_connected = input_shapes is not None
+        if self.is_connected:
+            self._build(input_shapes)
+
+    def connect(self, output_shape: Mapping) -> None:
+        """Take channels and strides from a backbone, where `input_shapes` was None.
+
+        Args:
+            output_shape: name -> ShapeSpec with `channels` and `stride`, of its `output_shape()`.
+        """
+        if self.is_connected:
+            return
+        if self.in_features is None:
+            self.in_features = sorted(output_shape, key=lambda name: output_shape[name].stride)
+        self._build(output_shape)
+        self.is_connected = True
+
+    def _build(self, input_shapes: Mapping) -> None:
+        in_features = list(input_shapes if self.in_features is None else self.in_features)
+        num_outs = self.num_outs
         unknown = [name for name in in_features if name not in input_shapes]
         if unknown:
             raise ValueError(
@@ -69,18 +96,16 @@ class ChannelMapper(nn.Module):
                 f"`num_outs` (={num_outs}) must be at least the number of in_features "
                 f"(={len(in_features)}); drop some of `in_features`."
             )
-        self.in_features = list(in_features)
-        self.num_outs = num_outs
+        self.in_features, self.num_outs = in_features, num_outs
         channels = [_channels(input_shapes[name]) for name in in_features]
 
         def unit(in_channels: int, **conv) -> ConvNormAct:
-            conv = nn.Conv2d(in_channels, out_channels, bias=bias, groups=groups, **conv)
-            return ConvNormAct(conv, norm_layer, activation)
+            return ConvNormAct(nn.Conv2d(in_channels, **self._conv, **conv), *self._copied)
 
-        same = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        same["padding"] = (kernel_size - 1) // 2 * dilation
-        self.convs = nn.ModuleList(unit(width, **same) for width in channels)
-        extra_inputs = [channels[-1]] + [out_channels] * (num_outs - len(channels) - 1)
+        self.convs = nn.ModuleList(unit(width, **self._same) for width in channels)
+        extra_inputs = [channels[-1]] + [self._conv["out_channels"]] * (
+            num_outs - len(channels) - 1
+        )
         self.extra_convs = nn.ModuleList(
             unit(width, kernel_size=3, stride=2, padding=1)
             for width in extra_inputs[: num_outs - len(channels)]

@@ -3,7 +3,8 @@
 Every object stands in each of G groups twice, as a positive (noise of up to one half-size) and as
 a negative (between one and two half-sizes). A group has 2 * T slots, T the largest number of
 objects in an image of the batch: positives in the first T, negatives in the last T, unused slots
-zero. So G depends on the local batch: more objects, fewer groups.
+zero. So G depends on the local batch: more objects, fewer groups. One group there always is, whose
+size grows with T, unless `max_queries` caps it.
 
 Shapes: B batch, G groups, T slots of positives, N noised entries (2 * G * objects of the batch),
 C embed_dim, Q matching queries. Entries are ordered by group, then positives of all images, then
@@ -29,6 +30,7 @@ class DenoisingQueries:
     attn_mask: Tensor  # (G * 2T + Q, G * 2T + Q) bool, True = may not attend
     num_groups: int  # G
     group_size: int  # 2T
+    gt_indices: list[Tensor] | None = None  # per image the objects in a group; None: all of them
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def make_denoising_queries(
     num_queries: int,
     num_classes: int,
     label_enc: nn.Embedding,
+    max_queries: int | None = None,
 ) -> DenoisingQueries | None:
     """Noise the targets and lay them out as queries.
 
@@ -83,6 +86,9 @@ def make_denoising_queries(
         num_queries: Q, for the attention mask.
         num_classes: new labels are drawn from [0, num_classes).
         label_enc: (num_classes, C) content of a query by its label.
+        max_queries: most denoising queries, G * 2T, at least 2. First the groups become fewer, as
+            far as to one; then each image with more than `max_queries` // 2 objects has so many of
+            them drawn at random. None: no limit, as published.
 
     Returns:
         None where there is nothing to denoise: `dn_number` <= 0, or no object in the batch.
@@ -91,8 +97,17 @@ def make_denoising_queries(
     max_objects = max(counts, default=0)
     if dn_number <= 0 or max_objects == 0:
         return None
-    num_groups = max(1, dn_number // max_objects)
+    gt_indices = None
+    if max_queries is not None and 2 * max_objects > max_queries:
+        max_objects = max_queries // 2
+        gt_indices = [_draw_objects(count, max_objects) for count in counts]
+        gt_indices = [index.to(label_enc.weight.device) for index in gt_indices]
+        targets = [_objects_at(index, t) for index, t in zip(gt_indices, targets, strict=True)]
+        counts = [len(target["labels"]) for target in targets]
     group_size = 2 * max_objects
+    num_groups = max(1, dn_number // max_objects)
+    if max_queries is not None:
+        num_groups = min(num_groups, max_queries // group_size)
     copies = 2 * num_groups
     labels = torch.cat([target["labels"] for target in targets]).repeat(copies)
     boxes = torch.cat([target["boxes"] for target in targets]).repeat(copies, 1)
@@ -115,7 +130,18 @@ def make_denoising_queries(
         attn_mask=_attention_mask(num_groups, group_size, num_queries, labels.device),
         num_groups=num_groups,
         group_size=group_size,
+        gt_indices=gt_indices,
     )
+
+
+def _draw_objects(count: int, most: int) -> Tensor:
+    """Indices of at most `most` of `count` objects, rising."""
+    return torch.arange(count) if count <= most else torch.randperm(count)[:most].sort().values
+
+
+def _objects_at(index: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
+    index = index.to(target["labels"].device)
+    return {name: target[name][index] for name in ("labels", "boxes")}
 
 
 def _slots(counts: list[int], copies: int, max_objects: int) -> tuple[Tensor, Tensor]:

@@ -64,3 +64,34 @@ def test_bad_arguments_name_themselves():
         ChannelMapper({"res3": {"channels": 3}}, ["res6"], 4)
     with pytest.raises(ValueError, match=r"num_outs` \(=1\)"):
         ChannelMapper({"a": {"channels": 3}, "b": {"channels": 3}}, ["a", "b"], 4, num_outs=1)
+
+
+# Channels of the backbone
+
+
+def test_channels_are_found_and_ordered_by_stride():
+    shapes = {"deep": ShapeSpec(channels=7, stride=32), "fine": ShapeSpec(channels=3, stride=8)}
+    neck = ChannelMapper(None, None, 5, kernel_size=1, num_outs=3)
+    assert not neck.is_connected
+    neck.connect(shapes)
+    assert neck.in_features == ["fine", "deep"]
+    assert [unit.conv.in_channels for unit in (*neck.convs, *neck.extra_convs)] == [3, 7, 7]
+    typed = ChannelMapper(shapes, ["fine", "deep"], 5, kernel_size=1, num_outs=3)
+    assert {n: v.shape for n, v in neck.state_dict().items()} == {
+        n: v.shape for n, v in typed.state_dict().items()
+    }
+
+
+def test_some_of_the_backbones_maps():
+    neck = ChannelMapper(None, ["b"], 5)
+    neck.connect({"a": ShapeSpec(channels=3, stride=4), "b": ShapeSpec(channels=7, stride=8)})
+    assert [unit.conv.in_channels for unit in neck.convs] == [7]
+    with pytest.raises(ValueError, match=r"names \['c'\]"):
+        ChannelMapper(None, ["c"], 5).connect({"a": ShapeSpec(channels=3, stride=4)})
+
+
+def test_typed_channels_are_left_alone():
+    neck = ChannelMapper({"a": {"channels": 3}}, ["a"], 5)
+    weight = neck.convs[0].conv.weight
+    neck.connect({"a": ShapeSpec(channels=9, stride=4)})
+    assert neck.convs[0].conv.weight is weight

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aligndetr.modeling import denoising, make_denoising_queries
-from tests.builders import golden, golden_json, tensor, tiny_model
+from tests.builders import golden, golden_json, random_batch, tensor, tiny_model
 
 CASES = golden_json("cdn_meta")
 
@@ -174,3 +174,83 @@ def test_noise_is_off_at_zero():
     boxes = queries.boxes.sigmoid().view(-1, 2, 4)
     expected = some_targets([2])[0]["boxes"].expand_as(boxes)
     torch.testing.assert_close(boxes, expected, rtol=1e-5, atol=1e-6)
+
+
+# Capped
+
+
+def crowd(counts):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "labels": torch.arange(n) % 5,
+            "boxes": torch.rand(n, 4, generator=generator) * 0.3 + 0.3,
+        }
+        for n in counts
+    ]
+
+
+def make(counts, dn_number, max_queries, noise=0.0):
+    label_enc = nn.Embedding(5, 8)
+    return make_denoising_queries(
+        crowd(counts), dn_number, 0.0, noise, 11, 5, label_enc, max_queries
+    )
+
+
+@pytest.mark.parametrize(
+    ("most", "groups", "size"),
+    [(None, 10, 20), (200, 10, 20), (199, 9, 20), (45, 2, 20), (20, 1, 20), (19, 1, 18), (2, 1, 2)],
+)
+def test_groups_become_fewer_and_then_smaller(most, groups, size):
+    """10 objects and dn_number 100: 10 groups of 20 as published."""
+    queries = make([10, 3], 100, most)
+    assert (queries.num_groups, queries.group_size) == (groups, size)
+    assert queries.content.shape[1] == groups * size <= (most or 1000)
+    assert queries.attn_mask.shape == (groups * size + 11,) * 2
+
+
+def test_250_objects_take_no_more_memory_than_allowed():
+    assert make([250], 100, None).content.shape[1] == 500
+    queries = make([250, 4], 100, 200)
+    assert queries.content.shape[1] == 200
+    chosen, all_of_few = queries.gt_indices
+    assert len(chosen.unique()) == 100
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert all_of_few.tolist() == [0, 1, 2, 3]
+    assert make([250], 100, 200).gt_indices[0].tolist() != chosen.tolist()  # drawn anew
+
+
+def test_queries_are_those_of_the_chosen_objects():
+    queries = make([30], 5, 20)  # no noise: a query is its object
+    target = crowd([30])[0]
+    (chosen,) = queries.gt_indices
+    boxes = queries.boxes[0, :10].sigmoid()
+    torch.testing.assert_close(boxes, target["boxes"][chosen], rtol=1e-4, atol=1e-4)
+
+
+def test_with_room_enough_nothing_changes():
+    torch.manual_seed(3)
+    free = make([7, 2], 50, None, noise=1.0)
+    torch.manual_seed(3)
+    capped = make([7, 2], 50, 1000, noise=1.0)
+    assert torch.equal(free.boxes, capped.boxes)
+    assert capped.gt_indices is None
+
+
+def test_a_model_learns_from_the_chosen_objects_alone():
+    """Denoising without noise and with perfect boxes: every matched pair has no box error."""
+    model = tiny_model(dn_number=5, dn_max_queries=8)
+    targets = crowd([9, 3])
+    _, bbox, _, meta = model.prepare_for_cdn(
+        targets, 5, 0.0, 0.0, 20, 5, 32, model.label_enc, max_queries=8
+    )
+    perfect = {"pred_logits": torch.zeros(2, 8, 5), "pred_boxes": bbox.sigmoid()}
+    meta["output_known_lbs_bboxes"] = perfect
+    losses = model.criterion.compute_dn_loss(meta, targets, 0, 12.0)
+    assert losses["loss_bbox_dn"].item() == pytest.approx(0, abs=1e-3)
+    model.train()(random_batch([(64, 96)] * 2, [9, 3]))
+
+
+def test_the_cap_must_hold_a_pair():
+    with pytest.raises(ValueError, match=r"dn_max_queries` \(=1\) must be at least 2"):
+        tiny_model(dn_max_queries=1)

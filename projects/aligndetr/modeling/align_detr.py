@@ -21,6 +21,7 @@ from aligndetr.modeling import (
     make_denoising_queries,
     refine_boxes,
     select_top_predictions,
+    with_hybrid_queries,
 )
 
 
@@ -42,6 +43,11 @@ class AlignDETR(nn.Module):
         device: accepted since published configs have it; the model is where `.to()` puts it.
         dn_number, label_noise_ratio, box_noise_scale: see `make_denoising_queries`.
         prior_init: class probability that the class heads start from.
+        dn_max_queries: most denoising queries of a batch, see `make_denoising_queries`; None: no
+            limit, as published.
+
+    Where the transformer has `num_hybrid_queries`, training has the hybrid branch of H-DETR, with a
+    `HybridCriterion`; evaluation knows nothing of it.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class AlignDETR(nn.Module):
         label_noise_ratio: float = 0.5,
         box_noise_scale: float = 1.0,
         prior_init: float = 0.01,
+        dn_max_queries: int | None = None,
     ):
         super().__init__()
         if transformer.two_stage_num_proposals != num_queries:
@@ -77,12 +84,15 @@ class AlignDETR(nn.Module):
         ):
             if here != value:
                 raise ValueError(f"`model.{name}` (={here}) must equal `{there}.{name}` (={value})")
+        if not getattr(neck, "is_connected", True):
+            neck.connect(backbone.output_shape())
         num_levels = transformer.num_feature_levels
         if getattr(neck, "num_outs", num_levels) != num_levels:
             raise ValueError(
                 f"`model.neck.num_outs` (={neck.num_outs}) must equal "
                 f"`model.transformer.num_feature_levels` (={num_levels})"
             )
+        _check_options(dn_max_queries, transformer.num_hybrid_queries, criterion)
         criterion.check_num_layers(transformer.decoder.num_layers)
         # Convolutions are faster so, and the maps leave the neck as rows of tokens.
         self.backbone = backbone.to(memory_format=torch.channels_last)
@@ -99,6 +109,7 @@ class AlignDETR(nn.Module):
         self.dn_number = dn_number
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale
+        self.dn_max_queries = dn_max_queries
         self._gives_all_layers = False
 
         self.label_enc = nn.Embedding(num_classes, embed_dim)
@@ -166,27 +177,36 @@ class AlignDETR(nn.Module):
         images = self.preprocess_image(batched_inputs)
         targets = self.prepare_targets([x["instances"] for x in batched_inputs])
         feats, masks, positions = self._features(images)
+        num_tokens = sum(feat.shape[2] * feat.shape[3] for feat in feats)
+        num_queries = min(self.num_queries, num_tokens)
+        num_hybrid = min(self.transformer.num_hybrid_queries, num_tokens - num_queries)
         query_label, query_bbox, attn_mask, dn_meta = self.prepare_for_cdn(
             targets,
             dn_number=self.dn_number,
             label_noise_ratio=self.label_noise_ratio,
             box_noise_scale=self.box_noise_scale,
-            num_queries=min(self.num_queries, sum(f.shape[2] * f.shape[3] for f in feats)),
+            num_queries=num_queries,
             num_classes=self.num_classes,
             hidden_dim=self.embed_dim,
             label_enc=self.label_enc,
+            max_queries=self.dn_max_queries,
         )
+        if num_hybrid:
+            num_others = num_queries if attn_mask is None else len(attn_mask)
+            attn_mask = with_hybrid_queries(attn_mask, num_others, num_hybrid, self.device)
         states, init_reference, references, enc_state, enc_reference = self.transformer(
-            feats, masks, positions, (query_label, query_bbox), attn_masks=[attn_mask, None]
+            feats, masks, positions, (query_label, query_bbox), [attn_mask, None], num_hybrid
         )
         # 0 * weight keeps label_enc in the graph; DDP hangs on a batch with no objects otherwise.
         states = states + self.label_enc.weight[0, 0] * 0.0
 
         logits, boxes = self._predict_all_layers(states, init_reference, references)
-        logits, boxes = self.dn_post_process(logits, boxes, dn_meta)
-        outputs = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
-        if self.aux_loss:
-            outputs["aux_outputs"] = self._set_aux_loss(logits, boxes)
+        end = logits.shape[2] - num_hybrid
+        hybrid = logits[:, :, end:], boxes[:, :, end:]
+        logits, boxes = self.dn_post_process(logits[:, :, :end], boxes[:, :, :end], dn_meta)
+        outputs = self._outputs(logits, boxes)
+        if self.transformer.num_hybrid_queries:
+            outputs["hybrid_outputs"] = self._outputs(*hybrid)
         outputs["enc_outputs"] = {
             "pred_logits": self.class_embed[-1](enc_state),
             "pred_boxes": enc_reference,
@@ -289,9 +309,14 @@ class AlignDETR(nn.Module):
         return torch.stack(logits), torch.stack(boxes)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise, then pad with zeros to the largest height and width of the batch."""
+        """Normalise, then pad with zeros to the largest height and width of the batch, and to
+        what the backbone asks for (a ResNet for nothing)."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        return ImageList.from_tensors([(x - self.pixel_mean) / self.pixel_std for x in images])
+        return ImageList.from_tensors(
+            [(x - self.pixel_mean) / self.pixel_std for x in images],
+            getattr(self.backbone, "size_divisibility", 0),
+            padding_constraints=getattr(self.backbone, "padding_constraints", None),
+        )
 
     def prepare_targets(self, targets: Sequence[Instances]) -> list[dict[str, Tensor]]:
         """Instances with `gt_boxes` (xyxy in pixels) and `gt_classes`, on any device, to "labels"
@@ -330,6 +355,7 @@ class AlignDETR(nn.Module):
         num_classes: int,
         hidden_dim: int,
         label_enc: nn.Embedding,
+        max_queries: int | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict | None]:
         """Contrastive denoising queries of a batch; `make_denoising_queries` says how.
 
@@ -338,7 +364,8 @@ class AlignDETR(nn.Module):
         Returns:
             input_query_label (B, D, C), input_query_bbox (B, D, 4) before the sigmoid, attn_mask
             (D + Q, D + Q) with True = blocked, and dn_meta with "single_padding" (queries per
-            group) and "dn_num" (groups). Four times None where there is nothing to denoise.
+            group), "dn_num" (groups) and, where `max_queries` leaves objects out, "gt_indices" of
+            those that are in. Four times None where there is nothing to denoise.
         """
         assert label_enc.embedding_dim == hidden_dim, (label_enc.embedding_dim, hidden_dim)
         queries = make_denoising_queries(
@@ -349,10 +376,13 @@ class AlignDETR(nn.Module):
             num_queries,
             num_classes,
             label_enc,
+            max_queries,
         )
         if queries is None:
             return None, None, None, None
         dn_meta = {"single_padding": queries.group_size, "dn_num": queries.num_groups}
+        if queries.gt_indices is not None:
+            dn_meta["gt_indices"] = queries.gt_indices
         return queries.content, queries.boxes, queries.attn_mask, dn_meta
 
     def dn_post_process(
@@ -363,11 +393,15 @@ class AlignDETR(nn.Module):
             return outputs_class, outputs_coord
         count = dn_metas["single_padding"] * dn_metas["dn_num"]
         known_class, known_coord = outputs_class[:, :, :count], outputs_coord[:, :, :count]
-        known = {"pred_logits": known_class[-1], "pred_boxes": known_coord[-1]}
-        if self.aux_loss:
-            known["aux_outputs"] = self._set_aux_loss(known_class, known_coord)
-        dn_metas["output_known_lbs_bboxes"] = known
+        dn_metas["output_known_lbs_bboxes"] = self._outputs(known_class, known_coord)
         return outputs_class[:, :, count:], outputs_coord[:, :, count:]
+
+    def _outputs(self, logits: Tensor, boxes: Tensor) -> dict:
+        """What the criterion takes, of the same queries in all layers."""
+        outputs = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
+        if self.aux_loss:
+            outputs["aux_outputs"] = self._set_aux_loss(logits, boxes)
+        return outputs
 
     def _set_aux_loss(self, outputs_class: Tensor, outputs_coord: Tensor) -> list[dict]:
         """Outputs of all layers but the last, one dict each."""
@@ -392,3 +426,17 @@ class AlignDETR(nn.Module):
             result.pred_classes = classes[image]
             results.append(result)
         return results
+
+
+def _check_options(dn_max_queries: int | None, num_hybrid: int, criterion: nn.Module) -> None:
+    if dn_max_queries is not None and dn_max_queries < 2:
+        raise ValueError(
+            f"`model.dn_max_queries` (={dn_max_queries}) must be at least 2, a positive and a "
+            "negative; null is no limit, and model.dn_number=0 no denoising"
+        )
+    if bool(num_hybrid) != hasattr(criterion, "hybrid_match_num"):
+        raise ValueError(
+            f"`model.transformer.num_hybrid_queries` is {num_hybrid}, but the criterion is a "
+            f"{type(criterion).__name__}: a hybrid branch needs a HybridCriterion, and that needs "
+            "a hybrid branch"
+        )

@@ -30,6 +30,8 @@ class Transformer(nn.Module):
         two_stage_num_proposals: Q; an image with fewer tokens gives all of them.
         learnt_init_query: queries start from a learnt embedding, else from the (detached) tokens
             that the proposals come from.
+        num_hybrid_queries: H, the most extra queries that a training can ask `forward` for. They
+            start from the proposals that come after the Q best.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Transformer(nn.Module):
         num_feature_levels: int = 4,
         two_stage_num_proposals: int = 900,
         learnt_init_query: bool = True,
+        num_hybrid_queries: int = 0,
     ):
         super().__init__()
         self.encoder = encoder
@@ -46,11 +49,14 @@ class Transformer(nn.Module):
         self.num_feature_levels = num_feature_levels
         self.two_stage_num_proposals = two_stage_num_proposals
         self.learnt_init_query = learnt_init_query
+        self.num_hybrid_queries = num_hybrid_queries
         self.embed_dim = encoder.embed_dim
 
         self.level_embeds = nn.Parameter(torch.empty(num_feature_levels, self.embed_dim))
         if learnt_init_query:
             self.tgt_embed = nn.Embedding(two_stage_num_proposals, self.embed_dim)
+            if num_hybrid_queries > 0:
+                self.hybrid_embed = nn.Embedding(num_hybrid_queries, self.embed_dim)
         self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
         self.enc_output_norm = nn.LayerNorm(self.embed_dim)
         self.init_weights()
@@ -72,6 +78,7 @@ class Transformer(nn.Module):
         multi_level_pos_embeds: Sequence[Tensor],
         query_embed: tuple[Tensor | None, Tensor | None],
         attn_masks: list[Tensor | None] | None,
+        num_hybrid: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run encoder and decoder.
 
@@ -83,6 +90,9 @@ class Transformer(nn.Module):
                 are put before the matching queries; (None, None) without.
             attn_masks: self-attention's (D + Q, D + Q) mask, True = blocked, and None for
                 cross-attention.
+            num_hybrid: extra queries, put behind the matching queries; what is said of D + Q below
+                and of the mask then holds for D + Q + `num_hybrid`. Not more than H, nor than
+                tokens are left.
 
         Returns:
             inter_states: (N, B, D + Q, C), normed.
@@ -101,8 +111,11 @@ class Transformer(nn.Module):
             reference_points=encoder_reference_points(levels.spatial_shapes, levels.valid_ratios),
             spatial_shapes=levels.spatial_shapes,
         )
-        enc_state, enc_reference = self._select_proposals(memory, levels)
-        query, reference = self._initial_queries(enc_state, enc_reference, query_embed)
+        count = self.two_stage_num_proposals + num_hybrid
+        state, boxes = self._select_proposals(memory, levels, count)
+        num_queries = state.shape[1] - num_hybrid
+        query, reference = self._initial_queries(state, boxes, query_embed, num_queries)
+        enc_state, enc_reference = state[:, :num_queries], boxes[:, :num_queries]
         inter_states, inter_references = self.decoder(
             query=query,
             memory=memory,
@@ -114,8 +127,11 @@ class Transformer(nn.Module):
         )
         return inter_states, reference, inter_references, enc_state, enc_reference
 
-    def _select_proposals(self, memory: Tensor, levels: FeatureLevels) -> tuple[Tensor, Tensor]:
-        """The Q tokens of highest class score, (B, Q, C), and their boxes, (B, Q, 4)."""
+    def _select_proposals(
+        self, memory: Tensor, levels: FeatureLevels, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """The `count` tokens of highest class score, (B, count, C), best first, and their boxes,
+        (B, count, 4); all tokens if they are fewer."""
         output_memory, proposals = self.gen_encoder_output_proposals(
             memory, levels.padding_mask, levels.spatial_shapes
         )
@@ -123,8 +139,7 @@ class Transformer(nn.Module):
         # Detached, not under no_grad: autocast caches its copies of weights, and one made under
         # no_grad would cut the gradient of this head's later use.
         scores = class_head(output_memory.detach()).amax(-1)
-        count = min(self.two_stage_num_proposals, scores.shape[1])
-        chosen = scores.topk(count, dim=1).indices[..., None]
+        chosen = scores.topk(min(count, scores.shape[1]), dim=1).indices[..., None]
         enc_state = output_memory.gather(1, chosen.expand(-1, -1, self.embed_dim))
         # The box head runs on the chosen tokens only: nothing reads the others' boxes.
         delta = box_head(enc_state).to(torch.promote_types(enc_state.dtype, torch.float32))
@@ -135,11 +150,16 @@ class Transformer(nn.Module):
         enc_state: Tensor,
         enc_reference: Tensor,
         query_embed: tuple[Tensor | None, Tensor | None],
+        num_queries: int,
     ) -> tuple[Tensor, Tensor]:
-        """Denoising queries, then matching queries: content (B, D + Q, C), boxes (B, D + Q, 4)."""
+        """Denoising, then matching, then hybrid queries: content (B, D + Q + H, C), boxes
+        (B, D + Q + H, 4)."""
         if self.learnt_init_query:
             batch, count, _ = enc_state.shape
-            query = self.tgt_embed.weight[:count].expand(batch, -1, -1)
+            content = self.tgt_embed.weight[:num_queries]
+            if self.num_hybrid_queries and self.training:  # in the graph, though there be none
+                content = torch.cat([content, self.hybrid_embed.weight[: count - num_queries]])
+            query = content.expand(batch, -1, -1)
         else:
             query = enc_state.detach()
         # Detached: a proposal learns from its own loss, not from what the decoder makes of it.
