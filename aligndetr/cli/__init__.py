@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("aligndetr.cli.compare", "runs side by side, with how sure differences are"),
     "check-data": ("aligndetr.cli.check_data", "say what is wrong or odd in a data set"),
     "demo-data": ("aligndetr.cli.demo_data", "write the demo's data set"),
+    "benchmark": ("aligndetr.cli.benchmark", "measure latency and throughput"),
     "info": ("aligndetr.cli.info", "versions, devices, attention backends, extras"),
 }
 

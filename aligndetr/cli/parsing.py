@@ -25,15 +25,15 @@ def _program() -> str:
 def config_file(name: str) -> str:
     """The file that an option `--config-file` means: a path, or the bare name of a shipped config.
 
-    A name without suffix and folder (`aligndetr_demo`) that is no file here is looked up in
-    `projects/aligndetr/configs`, so that it works wherever AlignDETR is installed.
+    A name without suffix (`aligndetr_demo`, `ladder/r50_1_dino`) that is no file here is looked up
+    in `projects/aligndetr/configs`, so that it works wherever AlignDETR is installed.
     """
-    is_bare = name and Path(name).name == name and not Path(name).suffix
-    if not is_bare or Path(name).exists():
+    if not name or Path(name).suffix or Path(name).exists():
         return name
     shipped = CONFIGS / f"{name}.py"
     if not shipped.is_file():
-        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+        paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
+        known = ", ".join(sorted(path.with_suffix("").as_posix() for path in paths))
         raise argparse.ArgumentTypeError(
             f"{name!r} is no file and no shipped config; give a path that ends in .py or .yaml, or "
             f"one of {known}"

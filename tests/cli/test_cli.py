@@ -96,6 +96,11 @@ def test_a_shipped_config_goes_by_its_name():
     assert path == ROOT / "projects/aligndetr/configs/aligndetr_k=2_r50_4scale_12ep.py"
 
 
+def test_a_shipped_config_may_lie_in_a_folder():
+    path = Path(config_file("ladder/r50_1_dino"))
+    assert path == ROOT / "projects/aligndetr/configs/ladder/r50_1_dino.py"
+
+
 def test_a_file_goes_before_a_shipped_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "finetune").touch()
