@@ -5,4 +5,6 @@ re-exports nothing: detectron2 saves a class under the shortest package prefix t
 it, so a name exposed here would change every saved config.
 """
 
+from . import quiet  # noqa: F401
+
 __version__ = "0.1.0"

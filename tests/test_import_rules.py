@@ -164,15 +164,17 @@ def test_layers_need_torch_alone():
 
 
 def test_installer_runs_before_anything_is_installed():
-    found = {name.split(".")[0] for _, name in imported_modules(ROOT / "aligndetr/__init__.py")}
-    path = ROOT / "aligndetr/install_detectron2.py"
-    found |= {name.split(".")[0] for _, name in imported_modules(path)}
-    assert found <= sys.stdlib_module_names
+    found = set()
+    for name in ("__init__.py", "quiet.py", "install_detectron2.py"):
+        path = ROOT / "aligndetr" / name
+        found |= {name.split(".")[0] for _, name in imported_modules(path)}
+    assert found <= sys.stdlib_module_names | {"aligndetr"}
 
 
-def test_top_package_holds_its_version_and_nothing_else():
+def test_top_package_holds_its_version_and_re_exports_nothing():
     tree = ast.parse((ROOT / "aligndetr/__init__.py").read_text(encoding="utf-8"))
-    docstring, version = tree.body
+    docstring, quiet, version = tree.body
+    assert ast.unparse(quiet) == "from . import quiet"
     assert ast.get_docstring(tree)
     assert isinstance(docstring, ast.Expr)
     assert isinstance(version, ast.Assign)

@@ -17,12 +17,15 @@ GAP = 8
 RIGHT, WRONG = 4, 5
 
 
-def draw_image(evaluation: Evaluation, matches: Matches, number: int, score: float) -> Image.Image:
+def draw_image(
+    evaluation: Evaluation, matches: Matches, number: int, score: float, edge: int = EDGE
+) -> Image.Image:
     """Ground truth (green: found) beside detections (green: right), vermilion for the rest.
 
     Args:
         number: of the image.
         score: of the detections that count, at least this; what is found follows them.
+        edge: pixels of the longer edge of each of the two pictures.
 
     Raises:
         OSError: the image cannot be read.
@@ -43,7 +46,7 @@ def draw_image(evaluation: Evaluation, matches: Matches, number: int, score: flo
         [RIGHT if matches.found[0, index] >= 0 else WRONG for index in shown],
         [f"{names[matches.classes[i]]} {matches.scores[i]:.2f}".strip() for i in shown],
     )
-    scale = EDGE / max(pixels.shape[:2])
+    scale = edge / max(pixels.shape[:2])
     left, right = (draw_boxes(pixels, boxes, scale) for boxes in (truth, detections))
     pair = Image.new("RGB", (2 * left.width + GAP, left.height), "white")
     pair.paste(left, (0, 0))

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import aligndetr.quiet  # noqa: F401
 from aligndetr import __version__
 
 # Each has a `main()` that reads `sys.argv`, as a script does, and returns its exit status.

@@ -1,7 +1,5 @@
 """Using a trained detector, and looking at what it finds."""
 
-import aligndetr.quiet  # noqa: F401
-
 from .detections import Detection, Detections
 from .drawing import DrawnBoxes, SheetRow, draw_boxes, draw_sheet
 from .files import find_inputs, predict_files

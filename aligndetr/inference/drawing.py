@@ -192,36 +192,50 @@ def draw_sheet(
     Raises:
         ValueError: no images.
     """
-    if not rows:
+    write_sheet([_draw_pair(row, tile_edge) for row in rows], out_png, heading, columns)
+
+
+def write_sheet(
+    pictures: Sequence[Image.Image], out_png: str | os.PathLike, heading: str, columns: int
+) -> None:
+    """Write pictures to one file, in rows of `columns`; args and errors as of `draw_sheet`."""
+    if not pictures:
         raise ValueError("a sheet needs at least one image, got none")
-    pairs = [_draw_pair(row, tile_edge) for row in rows]
-    columns = min(columns, len(pairs))
-    cell_width = max(pair.width for pair in pairs) + 2 * GAP
-    cell_height = max(pair.height for pair in pairs) + 2 * GAP
+    columns = min(columns, len(pictures))
+    cell_width = max(picture.width for picture in pictures) + 2 * GAP
+    cell_height = max(picture.height for picture in pictures) + 2 * GAP
     top = 48
-    num_rows = -(-len(pairs) // columns)
+    num_rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * cell_width, top + num_rows * cell_height), BACKGROUND)
     heading_font = ImageFont.load_default(size=22)
     ImageDraw.Draw(sheet).text((GAP, 12), heading, font=heading_font, fill=INK)
-    for index, pair in enumerate(pairs):
+    for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
-        sheet.paste(pair, (column * cell_width + GAP, top + row * cell_height + GAP))
+        sheet.paste(picture, (column * cell_width + GAP, top + row * cell_height + GAP))
     with atomic_path(out_png) as temporary:
         sheet.save(temporary)
+
+
+def put_side_by_side(pictures: Sequence[Image.Image], texts: Sequence[str]) -> Image.Image:
+    """Pictures from left to right, each under a line of text that is cut off at its edge."""
+    text_height = 24
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    height = text_height + max(picture.height for picture in pictures)
+    joined = Image.new("RGB", (width, height), BACKGROUND)
+    font = ImageFont.load_default(size=15)
+    x = 0
+    for picture, text in zip(pictures, texts, strict=True):
+        line = Image.new("RGB", (picture.width, text_height), BACKGROUND)
+        ImageDraw.Draw(line).text((0, 2), text, font=font, fill=INK)
+        joined.paste(line, (x, 0))
+        joined.paste(picture, (x, text_height))
+        x += picture.width + GAP
+    return joined
 
 
 def _draw_pair(row: SheetRow, tile_edge: int) -> Image.Image:
     scale = tile_edge / max(row.image.shape[:2])
     pictures = [draw_boxes(row.image, drawn, scale) for drawn in (row.truth, row.predictions)]
-    width, height = pictures[0].size
-    text_height = 24
-    pair = Image.new("RGB", (2 * width + GAP, text_height + height), BACKGROUND)
-    pen = ImageDraw.Draw(pair)
-    font = ImageFont.load_default(size=15)
     num_objects = len(row.truth.boxes) - sum(row.truth.crowd)
     texts = (f"{row.title}: {num_objects} objects", f"{len(row.predictions.boxes)} predictions")
-    for index, (text, picture) in enumerate(zip(texts, pictures)):
-        x = index * (width + GAP)
-        pen.text((x, 2), text, font=font, fill=INK)
-        pair.paste(picture, (x, text_height))
-    return pair
+    return put_side_by_side(pictures, texts)
