@@ -6,7 +6,7 @@ Writes alignment.json and alignment.png; docs/alignment.md says what the numbers
 changes the config.
 """
 
-from .parsing import config_file, errors_in_one_line, make_parser
+from .parsing import add_model_options, errors_in_one_line, make_parser
 
 
 def main() -> None:
@@ -14,11 +14,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("checkpoint", help="model_final.pth of a training")
     parser.add_argument("--output", help="folder; default: MODEL_report beside the checkpoint")
-    parser.add_argument(
-        "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
-    )
-    parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    add_model_options(parser)
     args = parser.parse_intermixed_args()
     with errors_in_one_line():
         from aligndetr.analysis import alignment_of

@@ -41,6 +41,15 @@ def config_file(name: str) -> str:
     return str(shipped)
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a program that runs a checkpoint; `parse_intermixed_args` reads them."""
+    parser.add_argument(
+        "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
+    )
+    parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """What the user can mend ends the program without a traceback: `error: …`, exit status 1."""

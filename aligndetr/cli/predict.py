@@ -12,7 +12,7 @@ what was found until then.
 import argparse
 import sys
 
-from .parsing import config_file, errors_in_one_line, make_parser
+from .parsing import add_model_options, errors_in_one_line, make_parser
 
 
 def main() -> int:
@@ -45,12 +45,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="model_final.pth of a training")
     parser.add_argument("--input", required=True, nargs="+", help="files, folders, 0 for a camera")
     parser.add_argument("--output", required=True, help="folder, FILE.json, .csv or .mp4")
-    parser.add_argument(
-        "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
-    )
     parser.add_argument("--score-threshold", type=float, default=0.3, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (%(default)s)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights")
-    parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    add_model_options(parser)
     return parser.parse_intermixed_args()

@@ -7,7 +7,7 @@ results that its last evaluation left; or COCO results (.json) with --ground-tru
 changes the config of a checkpoint.
 """
 
-from .parsing import config_file, errors_in_one_line, make_parser
+from .parsing import add_model_options, errors_in_one_line, make_parser
 
 
 def main() -> None:
@@ -17,11 +17,7 @@ def main() -> None:
     parser.add_argument("--ground-truth", help="COCO json; default: that of the config")
     parser.add_argument("--images", help="folder of the images; default: that of the config")
     parser.add_argument("--output", help="folder to write to; default: beside the source")
-    parser.add_argument(
-        "--config-file", type=config_file, metavar="NAME", help="where the checkpoint holds none"
-    )
-    parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    add_model_options(parser)
     args = parser.parse_intermixed_args()
     with errors_in_one_line():
         from aligndetr.analysis import report_of

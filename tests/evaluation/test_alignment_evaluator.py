@@ -1,7 +1,6 @@
 """The evaluator of alignment, fed as an evaluation feeds it."""
 
 import json
-import pickle
 import re
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 
 from aligndetr.config import check_targets
 from aligndetr.evaluation import AlignmentEvaluator, evaluate
 from tests.builders import random_batch, tiny_model
-from tests.evaluation.worlds import make_world, model_outputs, register
+from tests.evaluation.worlds import make_world, model_outputs, ranks, register
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,16 +103,7 @@ def test_several_ranks_give_the_same_numbers(tmp_path, monkeypatch):
     name = register(tmp_path, content)
     pairs = [(i[0], o[0]) for i, o in model_outputs(content, detections)]
     alone = run(AlignmentEvaluator(name), *pairs)
-    sent = []
-
-    def gather(part, dst):
-        assert dst == 0
-        sent.append(pickle.loads(pickle.dumps(part)))
-        return sent
-
-    monkeypatch.setattr(comm, "gather", gather)
-    for rank in (2, 1, 0):
-        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+    for rank in ranks(3, monkeypatch):
         # The last rank has no image, as where there are more ranks than images.
         results = run(AlignmentEvaluator(name), *(pairs[rank::2] if rank < 2 else ()))
     np.testing.assert_allclose(

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from aligndetr.config import check_targets
 from aligndetr.evaluation import COCOEvaluator
 from aligndetr.evaluation.detections import Detections
-from tests.evaluation.worlds import make_world, model_outputs, register
+from tests.evaluation.worlds import make_world, model_outputs, ranks, register
 
 
 def run(evaluator, content, detections, **options):
@@ -131,16 +131,7 @@ def test_other_ranks_read_nothing_and_have_no_results(world, tmp_path, monkeypat
 def test_parts_of_several_ranks_give_the_same_numbers(world, monkeypatch):
     content, detections, name = world
     alone = run(COCOEvaluator(name), content, detections)
-    sent = []
-
-    def gather(part, dst):
-        assert dst == 0
-        sent.append(pickle.loads(pickle.dumps(part)))
-        return sent
-
-    monkeypatch.setattr(comm, "gather", gather)
-    for rank in (2, 1, 0):
-        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+    for rank in ranks(3, monkeypatch):
         mine = {"images": content["images"][rank::3]}
         results = run(COCOEvaluator(name), mine, detections)
     assert_same_results(results, alone)

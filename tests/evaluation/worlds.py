@@ -6,11 +6,13 @@ images and classes with nothing in them, and gaps between the ids.
 """
 
 import json
+import pickle
 
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 
 SIZE = 160
 CATEGORY_IDS = [2, 3, 11, 90]
@@ -89,6 +91,21 @@ def model_outputs(content, detections):
             pred_classes=torch.tensor([label for _, label, _, _ in mine], dtype=torch.long),
         )
         yield [{"image_id": image["id"]}], [{"instances": instances}]
+
+
+def ranks(count, monkeypatch):
+    """Be one rank after the other, the main one last: it gets what all have gathered."""
+    sent = []
+
+    def gather(part, dst):
+        assert dst == 0
+        sent.append(pickle.loads(pickle.dumps(part)))
+        return sent
+
+    monkeypatch.setattr(comm, "gather", gather)
+    for rank in reversed(range(count)):
+        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+        yield rank
 
 
 def _boxes(rng, count):
