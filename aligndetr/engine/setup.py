@@ -127,11 +127,19 @@ def settle_seed(cfg: DictConfig, resume: bool = False) -> None:
     earlier = Path(cfg.train.output_dir) / "config.yaml"
     seed = -1
     if resume and comm.is_main_process() and earlier.exists():
-        seed = load_yaml(read_yaml_text(earlier)).get("train", {}).get("seed", -1)
+        seed = _seed_in(earlier)
     if seed < 0:
         seed = secrets.randbelow(2**31)
     cfg.train.seed = comm.all_gather(seed)[0]
     logger.info("Seed %d, drawn; train.seed=%d repeats the run", cfg.train.seed, cfg.train.seed)
+
+
+def _seed_in(config_file: Path) -> int:
+    """-1 where an earlier run has saved none."""
+    saved = load_yaml(read_yaml_text(config_file))
+    train = saved.get("train") if isinstance(saved, dict) else None
+    seed = train.get("seed") if isinstance(train, dict) else None
+    return seed if type(seed) is int else -1
 
 
 def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:
