@@ -54,6 +54,7 @@ EXCEPTIONS = {
     "aligndetr.inference": {
         "aligndetr.config.apply_overrides",
         "aligndetr.config.config_from_yaml",
+        "aligndetr.config.config_to_yaml",
         "aligndetr.config.load_config",
         "aligndetr.layers.set_default_backend",
     },

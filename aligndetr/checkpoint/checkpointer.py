@@ -12,19 +12,16 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer as FvcoreCheckpointer
+from safetensors import SafetensorError
 from torch import nn
 
 from aligndetr.utils.files import atomic_path
 
+from .errors import CheckpointError, DamagedCheckpointError
 from .loading import load_weights
-from .reading import (
-    CheckpointError,
-    DamagedCheckpointError,
-    check_intact,
-    local_checkpoint,
-    read_checkpoint,
-)
+from .reading import check_intact, local_checkpoint, read_checkpoint
 from .report import LoadReport
+from .safetensors_files import write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +84,23 @@ class Checkpointer(FvcoreCheckpointer):
             if is_newest:
                 self.tag_last_checkpoint(path.name)
         except (OSError, RuntimeError) as error:  # torch.save turns the former into the latter
+            raise CheckpointWriteError(
+                f"{str(path)!r} could not be written ({error}; {_free_space(path.parent)})"
+            ) from error
+
+    def share(self, name: str) -> None:
+        """Write `<save_dir>/<name>.safetensors`: weights and `extra`, no training state; main
+        process only.
+
+        Raises:
+            CheckpointWriteError: the folder or the disk does not take it.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.safetensors"
+        try:
+            write_safetensors(path, {**self.extra, "model": self.model.state_dict()})
+        except (OSError, SafetensorError) as error:
             raise CheckpointWriteError(
                 f"{str(path)!r} could not be written ({error}; {_free_space(path.parent)})"
             ) from error

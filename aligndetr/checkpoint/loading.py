@@ -8,7 +8,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
 from .bare_backbones import with_backbone_names
-from .reading import CheckpointError
+from .errors import CheckpointError
 from .recognising import without_ddp_prefix
 from .report import LoadReport
 from .settings import READERS, as_overrides, differing_settings

@@ -136,3 +136,26 @@ def cfg_options(model: dict[str, Any]) -> list[str]:
         for key, (ours, published) in theirs.items()
         if ours is not None and ours != published
     ]
+
+
+SIZES = {
+    "embed_dim": 256,
+    "neck.num_outs": 4,
+    "backbone.stages.depth": 50,
+    "transformer.encoder.num_heads": 8,
+    "transformer.encoder.feedforward_dim": 2048,
+}
+"""Of the published model; where ours has others, more than `cfg_options` must change there."""
+
+
+def other_sizes(model: dict[str, Any]) -> list[str]:
+    """`KEY=VALUE` for the sizes of `model` (as of `cfg_options`) that the published one has not."""
+    found = {key: _select(model, key) for key in SIZES}
+    return [f"{key}={value}" for key, value in found.items() if value not in (SIZES[key], None)]
+
+
+def _select(model: dict[str, Any], key: str) -> Any:
+    *parents, last = key.split(".")
+    for parent in parents:
+        model = _dict(model, parent)
+    return model.get(last)

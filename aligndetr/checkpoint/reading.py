@@ -19,6 +19,9 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from aligndetr.utils.downloads import download
 
 from .array_pickle import load_arrays
+from .errors import CheckpointError, DamagedCheckpointError
+from .hub import SCHEME as HUB
+from .hub import download_from_hub
 from .recognising import with_our_names
 from .safetensors_files import is_safetensors, read_safetensors
 from .torch_files import is_torch, read_torch
@@ -29,31 +32,26 @@ REMOTE_SCHEMES = {"detectron2", "http", "https"}
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 
 
-class CheckpointError(ValueError):
-    """A weight file cannot be used: unreadable, unsafe, or not made for this model."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A weight file is cut short, or not what was written."""
-
-
 def local_checkpoint(path: str) -> str:
     """Make sure that a checkpoint exists, download it if need be, and say where it lies.
 
     Args:
-        path: local file, `detectron2://…` or `http(s)://…`.
+        path: local file, `detectron2://…`, `http(s)://…`, or `hf://user/model` of the Hugging Face
+            Hub.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: a scheme we do not know, or the download failed.
     """
     scheme = urlparse(path).scheme
+    if scheme == HUB:
+        return download_from_hub(path)
     if scheme in REMOTE_SCHEMES:
         return _download(path)
     if scheme not in LOCAL_SCHEMES and not os.path.exists(path):
         raise CheckpointError(
             f"checkpoint {path!r} has the unknown scheme {scheme!r}; give a local file or one of "
-            f"{', '.join(f'{s}://' for s in sorted(REMOTE_SCHEMES))}"
+            f"{', '.join(f'{s}://' for s in sorted({HUB, *REMOTE_SCHEMES}))}"
         )
     path = os.path.expanduser(path.removeprefix("file://"))  # no shell expands KEY=~/FILE
     if not os.path.isfile(path):

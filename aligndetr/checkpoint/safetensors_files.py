@@ -58,7 +58,10 @@ def write_safetensors(path: str | os.PathLike, checkpoint: Mapping[str, Any]) ->
     metadata |= {key: json.dumps(checkpoint[key]) for key in PLAIN if checkpoint.get(key)}
     state = {name: _own(tensor) for name, tensor in without_aliases(checkpoint["model"]).items()}
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as any file has it here; save_file's only its owner reads
         save_file(state, temporary, metadata=metadata)
+        temporary.chmod(mode)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ FINAL_ATTEMPTS = 10
 
 
 class SaveHook(HookBase):
-    """Writes model_ITERATION.pth every `period` iterations, and model_final.pth.
+    """Writes model_ITERATION.pth every `period` iterations, then model_final.pth and, for sharing,
+    model_final.safetensors.
 
     Registered on all ranks, since each has a part of the state; rank 0 writes. A checkpoint that
     cannot be written does not end the run: it is tried again after RETRY_SECONDS.
@@ -55,7 +56,7 @@ class SaveHook(HookBase):
     def before_train(self) -> None:
         self._checkpointer.remove_half_written()
         if self.trainer.start_iter >= self.trainer.max_iter and not self._is_final():
-            self.save("model_final", self.trainer.max_iter - 1, attempts=FINAL_ATTEMPTS)
+            self._save_final(self.trainer.max_iter - 1)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -63,7 +64,7 @@ class SaveHook(HookBase):
         is_due = self._period > 0 and (iteration + 1) % self._period == 0
         saved = self._save_numbered(iteration) if is_due or retry or stop else False
         if iteration + 1 >= self.trainer.max_iter:
-            self.save("model_final", iteration, attempts=FINAL_ATTEMPTS)
+            self._save_final(iteration)
         if stop:
             self._stop(stop, saved)
 
@@ -93,6 +94,13 @@ class SaveHook(HookBase):
         finally:
             self.trainer.iter = now
         return comm.all_gather(written)[0]
+
+    def _save_final(self, iteration: int) -> None:
+        self.save("model_final", iteration, attempts=FINAL_ATTEMPTS)
+        try:
+            self._checkpointer.share("model_final")
+        except CheckpointWriteError as error:  # all of it is in model_final.pth
+            logger.error("%s; tools/convert_checkpoint.py makes it of model_final.pth", error)
 
     def _write(self, name: str, attempts: int, **content: Any) -> bool:
         for attempt in range(1, attempts + 1):

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from aligndetr.checkpoint import Checkpointer, CheckpointError
 from aligndetr.config import config_to_yaml
 from aligndetr.evaluation import evaluate
+from aligndetr.inference import preprocessing
 
 from .build import (
     build_evaluation,
@@ -208,7 +209,11 @@ def _build(cfg: DictConfig) -> tuple[nn.Module, Trainer, ModelEMA | None, Checkp
     checkpointer = Checkpointer(
         model,
         cfg.train.output_dir,
-        extra={"config": config_to_yaml(cfg), "class_names": dataset_class_names(cfg)},
+        extra={
+            "config": config_to_yaml(cfg),
+            "class_names": dataset_class_names(cfg),
+            "preprocessing": preprocessing(cfg),
+        },
         trainer=trainer,
         **({} if ema is None else {EMA_KEY: ema}),
     )

@@ -80,7 +80,8 @@ class Predictor:
         """A trained detector.
 
         Args:
-            path: local file, `detectron2://…` or `http(s)://…`. Reading it runs no code.
+            path: local file, `detectron2://…`, `http(s)://…` or `hf://user/model`; of any kind
+                that `aligndetr.checkpoint.read_checkpoint` knows. Reading it runs no code.
             config: file or config of the model; default: the config in the checkpoint, else
                 `config.yaml` beside it. A `.py` config is code.
             ema: take the averaged weights, which `train.model_ema.enabled=True` has saved.
@@ -112,6 +113,33 @@ class Predictor:
         if not ema and "ema_state" in checkpoint:
             logger.info("%s also holds averaged weights; ema=True takes those", path)
         return predictor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        overrides: Iterable[str] = (),
+        max_pixels: int = MAX_PIXELS,
+    ) -> "Predictor":
+        """A trained detector of the Hugging Face Hub, or of a folder that `save_pretrained` wrote.
+
+        Args:
+            name: `user/model`, or a folder with a model.safetensors. A folder goes first.
+            revision: branch, tag or commit on the Hub; default: the newest.
+            device, overrides, max_pixels: as of `from_checkpoint`.
+
+        Raises:
+            CheckpointError, ValueError: there is no such model, or as of `from_checkpoint`.
+        """
+        name = os.fspath(name)
+        if os.path.isdir(os.path.expanduser(name)):
+            path = os.path.join(os.path.expanduser(name), "model.safetensors")
+        else:
+            path = f"hf://{name}" + (f"@{revision}" if revision else "")
+        return cls.from_checkpoint(path, device=device, overrides=overrides, max_pixels=max_pixels)
 
     @classmethod
     def from_config(

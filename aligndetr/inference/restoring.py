@@ -25,15 +25,21 @@ def as_config(config: Config) -> DictConfig:
 
 def find_config(checkpoint: dict, path: str) -> DictConfig:
     """The config in a checkpoint, else the one beside it."""
+    cfg = config_or_none(checkpoint, path)
+    if cfg is None:
+        raise CheckpointError(
+            f"checkpoint {path!r} holds no config, and there is no config.yaml beside it; name the "
+            "config that the model was trained with: from_checkpoint(path, config=…)"
+        )
+    return cfg
+
+
+def config_or_none(checkpoint: dict, path: str) -> DictConfig | None:
+    """As `find_config`; None if there is none."""
     if isinstance(checkpoint.get("config"), str):
         return config_from_yaml(checkpoint["config"], source=f"the config in {path}")
     beside = Path(path).expanduser().parent / "config.yaml"
-    if beside.is_file():
-        return load_config(beside)
-    raise CheckpointError(
-        f"checkpoint {path!r} holds no config, and there is no config.yaml beside it; name the "
-        "config that the model was trained with: from_checkpoint(path, config=…)"
-    )
+    return load_config(beside) if beside.is_file() else None
 
 
 def averaged_weights(checkpoint: dict, path: str) -> dict:

@@ -145,7 +145,14 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "torchvision",
+        pytest.param("detectron2", marks=pytest.mark.slow),
+        pytest.param("safetensors", marks=pytest.mark.slow),
+    ],
+)
 def test_a_backbone_fills_the_backbone_and_nothing_else(tmp_path, model, kind):
     make, name, beside, num_dropped = BACKBONES[kind]
     theirs, path = make(), tmp_path / name

@@ -128,6 +128,28 @@ def test_periods_of_zero_save_and_evaluate_at_the_end_only(tmp_path):
     assert [m["iteration"] for m in metrics(tmp_path) if "bbox/AP" in m] == [3]
 
 
+def test_a_training_ends_with_a_file_to_share(finished):
+    folder, _ = finished
+    shared = read_checkpoint(str(folder / "model_final.safetensors"))
+    final = read_checkpoint(str(folder / "model_final.pth"))
+    assert shared.keys() <= {"model", "config", "class_names", "preprocessing"}
+    assert shared["config"] == final["config"]
+    assert shared.get("class_names", []) == final["class_names"]
+    assert shared["model"].keys() == final["model"].keys()
+    assert all(torch.equal(shared["model"][name], t) for name, t in final["model"].items())
+
+
+def test_a_file_to_share_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("aligndetr.checkpoint.checkpointer.write_safetensors", full)
+    train(tmp_path, max_iter=3)
+    assert (tmp_path / "model_final.pth").exists()
+    assert not (tmp_path / "model_final.safetensors").exists()
+    assert "No space left on device" in caplog.text
+
+
 def test_evaluating_the_final_checkpoint_gives_the_same_to_every_digit(finished):
     folder, _ = finished
     trained = [line["bbox/AP"] for line in metrics(folder) if "bbox/AP" in line][-1]
