@@ -9,6 +9,7 @@ here for a method that checks its arguments, and arrays are made from bytes of a
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -106,6 +107,11 @@ class _ArrayUnpickler(pickle._Unpickler):
             _check_key(key)
         self.load_dict()
 
+    def _load_bytearray(self) -> None:
+        """Python's own makes room for as many bytes as the file says, before it reads them."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
     def _refuse_set(self) -> None:
         raise pickle.UnpicklingError("it holds a set, which no weight file needs")
 
@@ -114,6 +120,7 @@ class _ArrayUnpickler(pickle._Unpickler):
         pickle.SETITEM[0]: _load_setitem,
         pickle.SETITEMS[0]: _load_setitems,
         pickle.DICT[0]: _load_dict,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
         pickle.EMPTY_SET[0]: _refuse_set,
         pickle.FROZENSET[0]: _refuse_set,
     }

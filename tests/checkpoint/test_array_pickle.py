@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -107,3 +109,13 @@ def test_a_pickle_changes_nothing_for_the_next():
             load_arrays(io.BytesIO(content))
     assert np.dtype("f4").itemsize == 4
     assert load_arrays(io.BytesIO(array_pickle())).tobytes() == b"12345678"
+
+
+@pytest.mark.parametrize("opcode", [b"\x8d", b"\x8e", b"\x95", b"\x96"])
+def test_no_room_is_made_for_bytes_that_do_not_come(opcode):
+    tracemalloc.start()
+    with pytest.raises(pickle.UnpicklingError):
+        load_arrays(io.BytesIO(b"\x80\x05" + opcode + struct.pack("<Q", 1 << 31) + b"x"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
