@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aligndetr.cli import COMMANDS, main
+from aligndetr.cli.parsing import config_file
 from aligndetr.cli.train import parse_run
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.sweeps import expand_words
@@ -48,7 +49,7 @@ def test_command_exists(words, monkeypatch, capsys):
             check_run(words[1:], monkeypatch)
         if words[1] == "tools/sweep.py":
             start = words.index("--config-file") + 1
-            assert expand_words(words[start:])
+            assert expand_words(words[start:], config_file)
     elif words[0] == "python":
         module = ROOT / (words[2].replace(".", "/") + ".py")
         assert module.is_file() or not words[2].startswith("aligndetr")

@@ -14,6 +14,7 @@ from aligndetr import __version__
 # Each has a `main()` that reads `sys.argv`, as a script does, and returns its exit status.
 COMMANDS = {
     "train": ("aligndetr.cli.train", "train a config"),
+    "sweep": ("aligndetr.cli.sweep", "train all combinations of configs and values"),
     "eval": ("aligndetr.cli.evaluate", "evaluate trained weights on the val data of a config"),
     "predict": ("aligndetr.cli.predict", "find objects in images and videos"),
     "report": ("aligndetr.cli.report", "what AP is lost to, in one HTML file"),

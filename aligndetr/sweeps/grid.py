@@ -1,10 +1,11 @@
 """Which trainings a sweep has: config files, times the values of each key that has several."""
 
+import argparse
 import copy
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from aligndetr.config import apply_overrides, load_config
 
 SEED = "train.seed"
 """The key whose values are repetitions of one experiment, not experiments of their own."""
+
+# Keys have dots, which the names of shipped configs (`aligndetr_k=2_r50_4scale_12ep`) have not.
+_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,20 @@ def expand(config_files: Sequence[str], overrides: Iterable[str]) -> list[Run]:
     return runs
 
 
-def expand_words(words: Iterable[str]) -> list[Run]:
-    """`expand` of a command line, where config files and overrides stand in any order."""
+def expand_words(words: Iterable[str], find: Callable[[str], str] = str) -> list[Run]:
+    """`expand` of a command line, where config files and overrides stand in any order.
+
+    Args:
+        words: an override is what has the form KEY=VALUE and does not end as a config file does.
+        find: gives the path of a config file; may raise `argparse.ArgumentTypeError`.
+    """
     words = list(words)
-    files = [word for word in words if word.endswith((".py", ".yaml", ".yml"))]
-    return expand(files, [word for word in words if word not in files])
+    overrides = [w for w in words if _KEY.match(w) and not w.endswith((".py", ".yaml", ".yml"))]
+    try:
+        files = [find(word) for word in words if word not in overrides]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+    return expand(files, overrides)
 
 
 def _values(override: str) -> list[str]:

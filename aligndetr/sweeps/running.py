@@ -1,6 +1,6 @@
 """Running the trainings of a sweep: one by one, or as jobs of SLURM. Finished ones are left alone.
 
-A run that was interrupted goes on where it was, since each is a `tools/train_net.py --resume` of
+A run that was interrupted goes on where it was, since each is an `aligndetr train --resume` of
 its own folder.
 """
 
@@ -25,7 +25,7 @@ RUN_FILE = "sweep_run.json"
 """In each run's folder: what it is, and the SLURM job that trains it."""
 
 ALIGNMENT_FILE = "model_final_report/alignment.json"
-"""Where `tools/analyze_alignment.py RUN/model_final.pth` leaves its numbers."""
+"""Where `aligndetr alignment RUN/model_final.pth` leaves its numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,24 @@ def is_finished(folder: Path) -> bool:
     return has_evaluation(folder / METRICS_FILE, max_iter)
 
 
-def command_of(run: Run, folder: Path, train_net: Path, options: Sequence[str] = ()) -> list[str]:
+def command_of(
+    run: Run, folder: Path, train: Sequence[str], options: Sequence[str] = ()
+) -> list[str]:
     """The command line that trains it, or goes on with it."""
     return [
-        sys.executable, str(train_net), "--resume", *options, "--config-file", run.config_file,
+        *train, "--resume", *options, "--config-file", run.config_file,
         *run.complete_overrides(folder),
     ]  # fmt: skip
 
 
 def run_one_by_one(
-    runs: Sequence[Run], output: Path, train_net: Path, options: Sequence[str] = ()
+    runs: Sequence[Run], output: Path, train: Sequence[str], options: Sequence[str] = ()
 ) -> dict[str, int]:
     """Train each in turn; one that fails does not keep the others from being trained.
 
     Args:
         runs: as `prepare` returns them.
-        train_net: the program.
+        train: the command that trains, `aligndetr train`.
         options: of the program, before the overrides: `--num-gpus 8`.
 
     Returns:
@@ -106,7 +108,7 @@ def run_one_by_one(
     failed = {}
     for number, run in enumerate(runs, start=1):
         print(f"\n[{number}/{len(runs)}] {run.name}", flush=True)  # noqa: T201 (between its logs)
-        code = _wait_for(command_of(run, output / run.name, train_net, options))
+        code = _wait_for(command_of(run, output / run.name, train, options))
         if code in (EXIT_STOPPED, EXIT_NOT_SAVED):
             sys.exit(code)
         if code == -signal.SIGINT:
@@ -117,7 +119,7 @@ def run_one_by_one(
 
 
 def run_on_slurm(
-    runs: Sequence[Run], output: Path, train_net: Path, slurm: Slurm
+    runs: Sequence[Run], output: Path, train: Sequence[str], slurm: Slurm
 ) -> dict[str, int]:
     """Submit a job for each run, unless it has one that waits or runs; then wait for all.
 
@@ -127,7 +129,7 @@ def run_on_slurm(
     Raises:
         ValueError: submitit is not installed.
     """
-    jobs = {run.name: _job(run, output / run.name, train_net, slurm) for run in runs}
+    jobs = {run.name: _job(run, output / run.name, train, slurm) for run in runs}
     failed = {}
     for name, job in jobs.items():
         try:
@@ -138,8 +140,9 @@ def run_on_slurm(
     return failed
 
 
-def measure_alignment(runs: Sequence[Run], output: Path, analyze: Path) -> None:
-    """Have `analyze`, the program, measure each finished run that it has not measured yet.
+def measure_alignment(runs: Sequence[Run], output: Path, measure: Sequence[str]) -> None:
+    """Have `measure`, the command `aligndetr alignment`, measure each finished run that it has not
+    measured yet.
 
     One that fails leaves its run without these numbers; its output says why.
     """
@@ -147,10 +150,10 @@ def measure_alignment(runs: Sequence[Run], output: Path, analyze: Path) -> None:
         folder = output / run.name
         if is_finished(folder) and not (folder / ALIGNMENT_FILE).exists():
             print(f"alignment of {run.name}", flush=True)  # noqa: T201 (before its output)
-            _wait_for([sys.executable, str(analyze), str(folder / "model_final.pth")])
+            _wait_for([*measure, str(folder / "model_final.pth")])
 
 
-def _job(run: Run, folder: Path, train_net: Path, slurm: Slurm) -> Any:
+def _job(run: Run, folder: Path, train: Sequence[str], slurm: Slurm) -> Any:
     logs = folder / "slurm"
     settings = _read(folder / RUN_FILE)
     if "job" in settings:
@@ -161,7 +164,7 @@ def _job(run: Run, folder: Path, train_net: Path, slurm: Slurm) -> Any:
             return job
     device = apply_overrides(load_config(run.config_file), run.overrides).train.device
     job = submit(
-        command_of(run, folder, train_net), logs, cluster=slurm.cluster, nodes=1,
+        command_of(run, folder, train), logs, cluster=slurm.cluster, nodes=1,
         processes_per_node=slurm.processes, gpus_per_node=0 if device == "cpu" else slurm.processes,
         cpus_per_process=slurm.cpus_per_process, hours=slurm.hours, requeues=slurm.requeues,
         slurm=slurm.options,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from aligndetr.cli.parsing import config_file
 from aligndetr.sweeps import expand, expand_words
 
 DEMO = "projects/aligndetr/configs/aligndetr_demo.py"
@@ -49,6 +50,15 @@ def test_lists_ranges_and_choices_are_hydras():
 def test_files_and_overrides_of_a_command_line_stand_in_any_order():
     runs = expand_words(["train.seed=0,1", DEMO, "train.max_iter=9", FINETUNE])
     assert runs == expand([DEMO, FINETUNE], ["train.seed=0,1", "train.max_iter=9"])
+
+
+def test_shipped_configs_go_by_their_names():
+    runs = expand_words(
+        ["ladder/demo_1_dino", "aligndetr_k=2_r50_4scale_12ep", "train.seed=0"], config_file
+    )
+    assert [run.name for run in runs] == ["demo_1_dino", "aligndetr_k=2_r50_4scale_12ep"]
+    with pytest.raises(ValueError, match="'demo_9' is no file and no shipped config"):
+        expand_words(["demo_9"], config_file)
 
 
 def test_a_list_alone_is_one_value():

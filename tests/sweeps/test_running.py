@@ -7,6 +7,7 @@ a finished one does.
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -50,7 +51,7 @@ lines = [{"iteration": 1, "total_loss": 5.0, "bbox/AP": 99.0},
 def train_net(tmp_path):
     path = tmp_path / "train_net.py"
     path.write_text(TRAIN_NET)
-    return path
+    return [sys.executable, str(path)]
 
 
 def calls(output):
@@ -117,8 +118,8 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep_and_the_next_call_goes_on(t
 def test_alignment_is_measured_once_and_stands_in_the_table(tmp_path, train_net):
     runs = expand([DEMO], ["train.seed=1,7"])
     run_one_by_one(prepare(runs, tmp_path), tmp_path, train_net)
-    analyze = tmp_path / "analyze.py"
-    analyze.write_text(
+    program = tmp_path / "alignment.py"
+    program.write_text(
         "import json, pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[1]).parent / 'model_final_report'\n"
         "folder.mkdir()\n"  # fails when called again
@@ -126,7 +127,7 @@ def test_alignment_is_measured_once_and_stands_in_the_table(tmp_path, train_net)
         "(folder / 'alignment.json').write_text(json.dumps({'layers': layers}))"
     )
     for _ in range(2):
-        measure_alignment(runs, tmp_path, analyze)
+        measure_alignment(runs, tmp_path, [sys.executable, str(program)])
         table = write_results(runs, tmp_path, {})
         assert table.splitlines()[0].split() == (
             ["|", "experiment", "|", "runs", "|", "alignment/pearson", "|", "bbox/AP", "|"]
