@@ -158,4 +158,14 @@ def _with_model(content: Any, path: str) -> dict[str, Any]:
                 f"The file's keys begin with {list(model)[:5]}."
             )
         state[name] = value
+    _check_class_names(content.get("class_names"), path)
     return {**content, "model": state}
+
+
+def _check_class_names(names: Any, path: str) -> None:
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if names is not None and not is_list:
+        raise CheckpointError(
+            f"checkpoint {path!r}: 'class_names' is a {type(names).__name__}, expected a list of "
+            "texts"
+        )

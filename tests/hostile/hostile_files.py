@@ -160,6 +160,33 @@ def safetensors_metadata_with_a_config_that_runs(folder, canary):
     return lambda: Predictor.from_checkpoint(folder / "model.safetensors")
 
 
+@case
+def folder_of_the_hub_with_a_config_that_runs(folder, canary):
+    config = (
+        f"model: {{_target_: torch.hub.load, repo_or_dir: '{folder}', model: x, source: local}}"
+    )
+    (folder / "hubconf.py").write_text(f"import os\nos.system('touch {canary}')")
+    header = {
+        "__metadata__": {"config": config},
+        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    _safetensors(header)(folder, canary)
+    return lambda: Predictor.from_pretrained(folder)
+
+
+@case
+def folder_of_the_hub_with_a_pickle(folder, canary):
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"model": {"a": Runs(canary)}}))
+    return lambda: Predictor.from_pretrained(folder)
+
+
+@case
+def class_names_that_are_no_names(folder, canary):
+    content = {"model": {"a": torch.ones(1)}, "class_names": [[["a"] * 9] * 9] * 9}
+    torch.save(content, folder / "model.pth")
+    return lambda: Predictor.from_checkpoint(folder / "model.pth")
+
+
 # ---------------------------------------------------------------------------------------------
 # configs
 
