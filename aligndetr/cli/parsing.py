@@ -5,6 +5,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aligndetr.inference import Predictor
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "aligndetr" / "configs"
 """In a clone and in an installed wheel, `projects` lies beside `aligndetr`."""
@@ -48,6 +52,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cuda or cpu; default: the GPU if there is one")
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+
+
+def add_predictor_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `load_predictor` reads, and `--tile`; parse by `parse_intermixed_args`."""
+    parser.add_argument("--checkpoint", required=True, help="model_final.pth of a training")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="predict larger images in tiles of this edge"
+    )
+    add_model_options(parser)
+
+
+def load_predictor(args: argparse.Namespace) -> "Predictor":
+    """The detector that the options name; errors as of `Predictor.from_checkpoint`."""
+    from aligndetr.inference import Predictor
+
+    return Predictor.from_checkpoint(
+        args.checkpoint, args.config_file, ema=args.ema, device=args.device, overrides=args.opts
+    )
 
 
 @contextmanager

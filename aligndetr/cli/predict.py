@@ -12,26 +12,20 @@ what was found until then.
 import argparse
 import sys
 
-from .parsing import add_model_options, errors_in_one_line, make_parser
+from .parsing import add_predictor_options, errors_in_one_line, load_predictor, make_parser
 
 
 def main() -> int:
     """Parse, predict, and say what was written."""
     args = _parse()
     with errors_in_one_line():
-        from aligndetr.inference import Predictor, find_inputs, predict_files
+        from aligndetr.inference import find_inputs, predict_files
 
         files = find_inputs(args.input)
-        predictor = Predictor.from_checkpoint(
-            args.checkpoint,
-            args.config_file,
-            ema=args.ema,
-            device=args.device,
-            overrides=args.opts,
-        )
+        predictor = load_predictor(args)
         try:
             broken = predict_files(
-                predictor, files, args.output, args.score_threshold, args.batch_size
+                predictor, files, args.output, args.score_threshold, args.batch_size, args.tile
             )
         except KeyboardInterrupt:
             print(f"stopped; {args.output} holds what was found until then", file=sys.stderr)
@@ -42,11 +36,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="model_final.pth of a training")
+    add_predictor_options(parser)
     parser.add_argument("--input", required=True, nargs="+", help="files, folders, 0 for a camera")
     parser.add_argument("--output", required=True, help="folder, FILE.json, .csv or .mp4")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (%(default)s)")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
-    add_model_options(parser)
     return parser.parse_intermixed_args()

@@ -78,9 +78,13 @@ def decode(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image, in mode "RGB", turned as its EXIF orientation says."""
+    image = upright(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decode an opened image, in its own mode, turned as its EXIF orientation says."""
     image = detection_utils._apply_exif_orientation(image)
-    if image.mode != "RGB":  # convert() would copy
-        return image.convert("RGB")
     image.load()
     return image
 

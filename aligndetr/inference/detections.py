@@ -1,5 +1,6 @@
 """What a detector found in one image, ready to be counted, written, drawn or handed on."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from PIL import Image
 from aligndetr.utils.files import atomic_path
 
 from .drawing import DrawnBoxes, draw_boxes
-from .images import ImageLike, load_image
+from .images import MAX_TILED_PIXELS, ImageLike, load_image, shrink
 
 
 class Detection(NamedTuple):
@@ -128,17 +129,20 @@ class Detections:
 
     def plot(self) -> Image.Image:
         """The image with boxes, names and scores, the most certain on top; lines and text are
-        thicker in larger images. The image itself is not drawn on."""
-        image = np.asarray(load_image(self.source, self.max_pixels))
+        thicker in larger images. The image itself is not drawn on. One of more than `max_pixels`,
+        which was predicted in tiles, is drawn at a half of its size, or a third, and so on."""
+        whole = load_image(self.source, max(self.max_pixels, MAX_TILED_PIXELS), keep_mode=True)
+        factor = math.ceil(math.sqrt(whole.width * whole.height / self.max_pixels))
+        image = np.asarray(shrink(whole, factor))
         order = range(len(self) - 1, -1, -1)
         names, scores = self.names, self.scores.tolist()
         drawn = DrawnBoxes(
-            boxes=self.boxes[::-1],
+            boxes=self.boxes[::-1] / factor,
             class_ids=self.class_ids[::-1].tolist(),
             captions=[f"{names[i]} {scores[i]:.2f}" for i in order],
             crowd=[False] * len(self),
         )
-        return draw_boxes(image, drawn, line_width=max(2, round(max(self.image_size) / 500)))
+        return draw_boxes(image, drawn, line_width=max(2, round(max(image.shape) / 500)))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `plot()` to a file, whose suffix says the format; complete or not at all.

@@ -58,6 +58,7 @@ def predict_files(
     output: str | os.PathLike,
     score_threshold: float = 0.3,
     batch_size: int = 1,
+    tile: int | None = None,
     report: Callable[[str], None] = tqdm.write,
 ) -> list[str]:
     """Predict files and write what was found; a bar shows the progress on a terminal.
@@ -71,7 +72,7 @@ def predict_files(
             detection; `.mp4` or `.avi`, the annotated video of a single one; none, a folder for
             annotated images and videos under the names of `files` (a number is added where two
             have the same; videos become .mp4). Each file appears complete or not at all.
-        score_threshold, batch_size: as of `Predictor`.
+        score_threshold, batch_size, tile: as of `Predictor`.
         report: called with a line for each file or frame that was left out.
 
     Returns:
@@ -89,7 +90,7 @@ def predict_files(
         broken[file] = None
 
     def predict(images: Iterable, on_error: Callable | None = None) -> Iterator[Detections]:
-        return predictor.stream(images, score_threshold, batch_size, on_error=on_error)
+        return predictor.stream(images, score_threshold, batch_size, tile, on_error)
 
     interrupt = None
     with open_output(Path(output), files) as write:

@@ -1,7 +1,9 @@
 """Whatever a user may give as an image, as a Pillow image in mode "RGB"; or one clear error."""
 
 import os
-import warnings
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -9,9 +11,13 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from aligndetr.data.image_reading import FORMATS, MAX_PIXELS, open_formats, to_rgb
+from aligndetr.data.image_reading import FORMATS, MAX_PIXELS, open_formats, upright
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+
+MAX_TILED_PIXELS = 500_000_000
+"""About 22000 x 22000. Predicted in tiles, an image is decoded once and copied in parts: 2 GB, or
+0.5 GB if it is grey."""
 
 HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of more than 8 bits, which its conversion to RGB cuts off at 255."""
@@ -21,7 +27,12 @@ class ImageError(ValueError):
     """Something given as an image cannot be used as one. The message names it and the remedy."""
 
 
-def load_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+_pillow_limit = threading.Lock()
+
+
+def load_image(
+    source: ImageLike, max_pixels: int = MAX_PIXELS, keep_mode: bool = False
+) -> Image.Image:
     """Decode an image as the data set mapper does.
 
     Args:
@@ -30,9 +41,11 @@ def load_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
             Pillow images are turned as their EXIF orientation says; grey and CMYK become RGB,
             transparency is left out.
         max_pixels: a larger image is refused, before it is decoded.
+        keep_mode: leave an image of another mode in it, for whoever converts parts of it: a grey
+            one takes a quarter of the memory.
 
     Returns:
-        In mode "RGB".
+        In mode "RGB", unless `keep_mode`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,14 +54,35 @@ def load_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
         TypeError: `source` is something else.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _load_file(Path(source), max_pixels)
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "the image", max_pixels)
-    if isinstance(source, torch.Tensor):
-        return _from_array(_array_of(source), "the tensor", max_pixels)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, "the array", max_pixels)
-    raise TypeError(
+        image = _load_file(Path(source), max_pixels)
+    elif isinstance(source, Image.Image):
+        image = _decode(source, "the image", max_pixels)
+    elif isinstance(source, torch.Tensor):
+        image = _from_array(_array_of(source), "the tensor", max_pixels)
+    elif isinstance(source, np.ndarray):
+        image = _from_array(source, "the array", max_pixels)
+    else:
+        raise _no_image(source)
+    return image if keep_mode or image.mode == "RGB" else image.convert("RGB")
+
+
+def shrink(image: Image.Image, factor: int) -> Image.Image:
+    """1 / `factor` as wide and high, in mode "RGB", by averages; converted part by part. Up to
+    `factor` - 1 columns at the right and rows at the bottom are left out."""
+    if factor == 1:
+        return image.convert("RGB")
+    width, height = image.width // factor, image.height // factor
+    small = Image.new("RGB", (width, height))
+    num_rows = max(1, 1024 // factor)
+    for top in range(0, height, num_rows):
+        bottom = min(top + num_rows, height)
+        part = image.crop((0, top * factor, width * factor, bottom * factor))
+        small.paste(part.convert("RGB").reduce(factor), (0, top))
+    return small
+
+
+def _no_image(source: object) -> TypeError:
+    return TypeError(
         f"got {type(source).__name__} as an image; give a file name, a Pillow image, a numpy array "
         "(H, W, 3) or a tensor (3, H, W)"
     )
@@ -61,26 +95,34 @@ def _load_file(path: Path, max_pixels: int) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"image {name} does not exist (looked in {str(path.absolute())!r})")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            image = open_formats(path)
-        with image:
-            return _to_rgb(image, name, max_pixels)
+        with _open_whatever_size(path) as image:
+            return _decode(image, name, max_pixels)
     except (ImageError, PermissionError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image that Pillow knows, or not of {', '.join(FORMATS)}"
         ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: {error}; cut it into tiles") from error
     except Exception as error:  # broken bytes make Pillow's decoders raise almost anything
         raise ImageError(
             f"image {name} cannot be decoded ({type(error).__name__}: {error}); is it complete?"
         ) from error
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+@contextmanager
+def _open_whatever_size(path: Path) -> Iterator[Image.Image]:
+    """Pillow's own limit of pixels is global; here `max_pixels` decides, before decoding."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = open_formats(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        yield image
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(image.width, image.height, name, max_pixels)
     # Phones write MPO: a JPEG with previews behind it, of which the first is the photograph.
     num_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -94,7 +136,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
             f"{name} has more than 8 bits per channel (Pillow mode {image.mode!r}); scale it to "
             "0 … 255, as the training images were, and give it as uint8"
         )
-    return to_rgb(image)
+    return upright(image)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -103,7 +145,8 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} pixels (width x height), more than the {max_pixels} "
-            "that are allowed; cut it into tiles, or give Predictor a larger `max_pixels`"
+            "that are allowed; predict it in tiles (tile=1024), which allows "
+            f"{MAX_TILED_PIXELS}, or give Predictor a larger `max_pixels`"
         )
 
 
@@ -140,4 +183,4 @@ def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
             "RGBA give image[..., :3]; several images are a list, for example list(images)"
         )
     _check_size(array.shape[1], array.shape[0], name, max_pixels)
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(array))

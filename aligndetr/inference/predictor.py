@@ -9,10 +9,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import nn
 
 from aligndetr.checkpoint import load_weights, local_checkpoint, read_checkpoint
@@ -21,7 +23,7 @@ from aligndetr.data import DetrDatasetMapper
 from aligndetr.layers import set_default_backend
 
 from .detections import Detections
-from .images import MAX_PIXELS, ImageError, ImageLike, load_image
+from .images import MAX_PIXELS, MAX_TILED_PIXELS, ImageError, ImageLike, load_image
 from .restoring import (
     Config,
     as_config,
@@ -31,6 +33,7 @@ from .restoring import (
     choose_names,
     find_config,
 )
+from .tiling import MIN_EDGE, predict_in_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Predictor:
             is put to eval mode.
         mapper: of the test loader.
         class_names: in label order.
-        max_pixels: larger images are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded, unless predicted in tiles.
         backend: how deformable attention is computed, as of `train.ms_deform_attn`; None: as the
             process does it.
     """
@@ -197,6 +200,7 @@ class Predictor:
         images: ImageLike | Sequence[ImageLike],
         score_threshold: float = 0.3,
         batch_size: int = 1,
+        tile: int | None = None,
     ) -> Detections | list[Detections]:
         """Find objects.
 
@@ -208,25 +212,29 @@ class Predictor:
                 selects (`model.select_box_nums_for_evaluation`).
             batch_size: images that go through the model at once. More than 1 is faster on a GPU;
                 1 is what `--eval-only` does, equal to the last digit.
+            tile: predict an image with a longer edge than this in overlapping tiles of as many
+                pixels, for objects that are small in large images and for images of more than
+                `max_pixels` (up to `MAX_TILED_PIXELS`). See `aligndetr.inference.tiling`.
 
         Returns:
             `Detections` for one image, a list of them for a list.
 
         Raises:
             FileNotFoundError, ImageError, TypeError: see `load_image`.
-            ValueError: an empty list, or a threshold or batch size out of its range.
+            ValueError: an empty list, or a threshold, batch size or tile out of its range.
         """
         if not isinstance(images, (list, tuple)):
-            return next(self.stream([images], score_threshold))
+            return next(self.stream([images], score_threshold, batch_size, tile))
         if not images:
             raise ValueError("no image to predict: the list is empty")
-        return list(self.stream(images, score_threshold, batch_size))
+        return list(self.stream(images, score_threshold, batch_size, tile))
 
     def stream(
         self,
         images: Iterable[ImageLike],
         score_threshold: float = 0.3,
         batch_size: int = 1,
+        tile: int | None = None,
         on_error: Callable[[ImageLike, Exception], None] | None = None,
     ) -> Iterator[Detections]:
         """The same for any number of images, one after the other, with one batch in memory.
@@ -239,34 +247,50 @@ class Predictor:
             raise ValueError(f"`score_threshold` (={score_threshold}) must be in [0, 1]")
         if batch_size < 1:
             raise ValueError(f"`batch_size` (={batch_size}) must be at least 1")
-        return self._stream(images, score_threshold, batch_size, on_error)
+        if tile is not None and tile < MIN_EDGE:
+            raise ValueError(f"`tile` (={tile}) must be at least {MIN_EDGE} pixels")
+        return self._stream(images, score_threshold, batch_size, tile, on_error)
 
     def _stream(
         self,
         images: Iterable[ImageLike],
         score_threshold: float,
         batch_size: int,
+        tile: int | None,
         on_error: Callable[[ImageLike, Exception], None] | None,
     ) -> Iterator[Detections]:
         sources: list[ImageLike] = []
         inputs: list[dict] = []
         for source in images:
+            in_tiles = None
             try:
-                inputs.append(self._prepare(source))
+                image = self._load(source, tile)
+                if tile is None or max(image.size) <= tile:
+                    inputs.append(self._prepare(image.convert("RGB"), source))
+                    sources.append(source)
+                else:
+                    in_tiles = self._predict_in_tiles(
+                        image, source, score_threshold, batch_size, tile
+                    )
             except (ImageError, OSError, TypeError) as error:
                 if on_error is None:
                     raise
                 on_error(source, error)
                 continue
-            sources.append(source)
-            if len(inputs) == batch_size:
+            if len(inputs) == batch_size or (inputs and in_tiles is not None):
                 yield from self._predict(sources, inputs, score_threshold)
                 sources, inputs = [], []
+            if in_tiles is not None:
+                yield in_tiles
         if inputs:
             yield from self._predict(sources, inputs, score_threshold)
 
-    def _prepare(self, source: ImageLike) -> dict:
-        image = load_image(source, self.max_pixels)
+    def _load(self, source: ImageLike, tile: int | None) -> Image.Image:
+        if tile is None:
+            return load_image(source, self.max_pixels)
+        return load_image(source, max(self.max_pixels, MAX_TILED_PIXELS), keep_mode=True)
+
+    def _prepare(self, image: Image.Image, source: ImageLike) -> dict:
         try:
             return self.mapper.map_image(image, {})
         except ValueError as error:  # an edge that would have no pixel left
@@ -277,6 +301,22 @@ class Predictor:
                 f"{name} of {image.width} x {image.height} pixels (width x height) cannot be "
                 f"resized as the config says: {error}"
             ) from error
+
+    def _predict_in_tiles(
+        self,
+        image: Image.Image,
+        source: ImageLike,
+        score_threshold: float,
+        batch_size: int,
+        tile: int,
+    ) -> Detections:
+        def predict(parts: list[Image.Image]) -> list[Detections]:
+            inputs = [self._prepare(part, source) for part in parts]
+            # The parts themselves are for no one to keep: together they are the image once more.
+            return self._predict([source] * len(parts), inputs, score_threshold)
+
+        boxes, scores, class_ids = predict_in_tiles(predict, image, tile, batch_size)
+        return self._result(boxes, scores, class_ids, (image.height, image.width), source)
 
     @torch.no_grad()
     def _predict(
@@ -295,12 +335,28 @@ class Predictor:
     ) -> Detections:
         kept = instances.to("cpu")
         kept = kept[kept.scores >= score_threshold]
+        return self._result(
+            kept.pred_boxes.tensor.float().numpy(),
+            kept.scores.float().numpy(),
+            kept.pred_classes.numpy(),
+            tuple(kept.image_size),
+            source,
+        )
+
+    def _result(
+        self,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        class_ids: np.ndarray,
+        image_size: tuple[int, int],
+        source: ImageLike,
+    ) -> Detections:
         return Detections(
-            boxes=kept.pred_boxes.tensor.float().numpy(),
-            scores=kept.scores.float().numpy(),
-            class_ids=kept.pred_classes.numpy(),
+            boxes=boxes,
+            scores=scores,
+            class_ids=class_ids,
             class_names=self.class_names,
-            image_size=tuple(kept.image_size),
+            image_size=image_size,
             source=source,
             max_pixels=self.max_pixels,
         )
