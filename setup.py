@@ -67,6 +67,7 @@ setup(
         *DETECTRON2_REQUIRES,
     ],
     extras_require={
+        "app": ["gradio>=6"],  # aligndetr app, the page in the browser
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": ["hypothesis", "pytest>=8", "ruff"],
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "aligndetr.profiling": {"utils"},
     "aligndetr.config": {"checkpoint", "utils"},
     "aligndetr.sweeps": {"config", "engine", "utils"},
+    "aligndetr.app": {"inference"},
     # Programs, as those in tools/ are: all of the library.
     "aligndetr.cli": {path.name for path in (ROOT / "aligndetr").iterdir()},
     "projects.aligndetr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},

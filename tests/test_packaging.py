@@ -112,6 +112,7 @@ def test_every_requirement_has_a_tested_pin(requirements):
     files = (
         "requirements.txt",
         "requirements-dev.txt",
+        "requirements-app.txt",
         "requirements-bench.txt",
         "requirements-trackers.txt",
     )

@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": ("aligndetr.cli.sweep", "train all combinations of configs and values"),
     "eval": ("aligndetr.cli.evaluate", "evaluate trained weights on the val data of a config"),
     "predict": ("aligndetr.cli.predict", "find objects in images and videos"),
+    "app": ("aligndetr.cli.app", "serve a page on which a detector is tried in the browser"),
     "report": ("aligndetr.cli.report", "what AP is lost to, in one HTML file"),
     "alignment": ("aligndetr.cli.alignment", "how well scores say how good boxes are"),
     "compare": ("aligndetr.cli.compare", "runs side by side, with how sure differences are"),
