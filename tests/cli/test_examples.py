@@ -13,7 +13,9 @@ from aligndetr.cli import COMMANDS
 ROOT = Path(__file__).resolve().parents[2]
 TREES = ROOT / "datasets" / "trees"
 # `train` leaves what the others read; the page waits for a browser.
-ORDER = sorted(COMMANDS.keys() - {"app"}, key=lambda name: (name != "demo-data", name != "train"))
+ORDER = sorted(
+    COMMANDS.keys() - {"app"}, key=lambda name: (name != "demo-data", name != "train", name)
+)
 
 
 @pytest.fixture(scope="module")
