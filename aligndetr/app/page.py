@@ -144,7 +144,11 @@ def build_page(session: Session) -> Any:
         choice, shown = [found, threshold, classes, error], [picture, status, table, download]
         private = {"api_visibility": "private", "show_progress": "minimal"}
         upload.change(session.predict, upload, [found, error], **private).then(
-            session.show, choice, shown, **private
+            session.show,
+            choice,
+            shown,
+            trigger_mode="multiple",  # else a second file, given meanwhile, would not be shown
+            **private,
         )
         gr.on(
             [threshold.change, classes.change],
