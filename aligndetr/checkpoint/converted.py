@@ -18,6 +18,7 @@ class Converted:
             there, such as the zeros of a convolution without bias.
         settings: config keys to the values that the weights were trained with and that change
             what the model computes. `load_weights` refuses a model that is built otherwise.
+        their_names: our names to theirs, where a backbone of another library may have those.
         training: config keys to the values of the training; a fine-tuning may choose others.
     """
 
@@ -27,6 +28,7 @@ class Converted:
     filled: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    their_names: dict[str, str] = field(default_factory=dict)
 
     def put(self, our_name: str | None, name: str, tensor: Tensor) -> None:
         """Take over a tensor; None for `our_name` drops it."""

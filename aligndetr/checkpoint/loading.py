@@ -43,6 +43,9 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
     state = without_ddp_prefix(checkpoint["model"])
     if checkpoint.get("matching_heuristics"):
         state = align_and_update_state_dicts(model.state_dict(), state, c2_conversion=False)
+    if not state.keys() & model.state_dict().keys():  # a backbone of timm's, perhaps
+        their_names = checkpoint.get("their_names", {})
+        state = {their_names.get(name, name): tensor for name, tensor in state.items()}
     state = with_backbone_names(state, model.state_dict())
     report = _compare(model, state, checkpoint)
     if strict and not report.complete:

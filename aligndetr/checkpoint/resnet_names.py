@@ -48,10 +48,13 @@ def is_caffe2(names: set[str]) -> bool:
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> Converted:
-    """A ResNet of torchvision; its classifier is of no use here."""
+    """A ResNet of torchvision; its classifier is of no use here. timm's have the same names."""
     result = Converted("ResNet of torchvision", settings={_STRIDE: False})
     for name, tensor in state.items():
-        result.put(None if is_counter(name) else TORCHVISION.ours(name), name, tensor)
+        our_name = None if is_counter(name) else TORCHVISION.ours(name)
+        result.put(our_name, name, tensor)
+        if our_name is not None:
+            result.their_names[our_name] = name
     return result
 
 

@@ -173,6 +173,18 @@ def test_a_backbone_fills_the_backbone_and_nothing_else(tmp_path, model, kind):
     assert_same(backbone, {name: named[name] for name in backbone})
 
 
+def test_a_resnet_also_fills_timms_which_has_torchvisions_names(tmp_path):
+    timm = pytest.importorskip("timm")
+    backbone = timm.create_model("resnet18", features_only=True)
+    detector = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"body": backbone})})
+    theirs = timm.create_model("resnet18").state_dict()
+    checkpoint = read_checkpoint(saved(tmp_path / "resnet18.pth", theirs))
+    report = load_weights(detector, checkpoint, "resnet18.pth", strict=False)
+    assert report.unexpected == []
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
 def test_caffe2_wants_its_images_and_strides_and_scales_and_shifts_as_there(tmp_path, model):
     theirs = sources.caffe2_resnet()
     blobs = {"blobs": {**as_arrays(theirs), "conv1_w_momentum": np.zeros(1, np.float32)}}
