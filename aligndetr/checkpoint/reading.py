@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -19,6 +20,7 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from aligndetr.utils.downloads import download
 
 from .array_pickle import load_arrays
+from .converted import Converted
 from .errors import CheckpointError, DamagedCheckpointError
 from .hub import SCHEME as HUB
 from .hub import download_from_hub
@@ -112,7 +114,7 @@ def _reader(path: str) -> Callable[[str], Any]:
     if is_safetensors(head):
         return read_safetensors
     if is_torch(head) or not (head[:1] == PICKLE or path.endswith(".pkl")):
-        return read_torch
+        return _read_torch
     return _read_pickle
 
 
@@ -135,7 +137,21 @@ def check_intact(path: str) -> None:
 
 def _read_pickle(path: str) -> Any:
     with open(path, "rb") as file:
-        return load_arrays(file)
+        return _without_our_fields(load_arrays(file))
+
+
+def _read_torch(path: str) -> Any:
+    return _without_our_fields(read_torch(path))
+
+
+def _without_our_fields(content: Any) -> Any:
+    """Only safetensors carry the fields of a conversion; elsewhere they mean something else."""
+    if not isinstance(content, dict):
+        return content
+    ours = {field.name for field in fields(Converted)} - {"model"}
+    if "model" not in content and "state_dict" not in content:
+        ours = set()  # a bare state dict: all of it are tensors
+    return {key: value for key, value in content.items() if key not in ours}
 
 
 def _with_model(content: Any, path: str) -> dict[str, Any]:

@@ -21,7 +21,15 @@ from .aliases import without_aliases
 TEXTS = ("config", "source")
 """Entries of a checkpoint that are texts already; others become JSON."""
 
-PLAIN = ("class_names", "preprocessing", "settings", "training", "filled", "dropped")
+PLAIN = {
+    "class_names": list,
+    "preprocessing": dict,
+    "settings": dict,
+    "training": dict,
+    "filled": list,
+    "dropped": list,
+}
+"""Entries that are JSON, and what they are; lists are of texts."""
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -34,14 +42,22 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         safetensors.SafetensorError: the header does not describe the file.
-        ValueError: an entry is no JSON.
+        ValueError: an entry is no JSON, or of another kind.
     """
     with safe_open(path, framework="pt", device="cpu") as file:
         names = file.keys()
         content: dict[str, Any] = {"model": {name: file.get_tensor(name) for name in names}}
         metadata = file.metadata() or {}
     content |= {key: metadata[key] for key in TEXTS if key in metadata}
-    return content | {key: json.loads(metadata[key]) for key in PLAIN if key in metadata}
+    return content | {key: _parsed(metadata[key], key) for key in PLAIN if key in metadata}
+
+
+def _parsed(text: str, key: str) -> Any:
+    value = json.loads(text)
+    is_text = [isinstance(item, str) for item in value] if isinstance(value, list) else []
+    if not isinstance(value, PLAIN[key]) or not all(is_text):
+        raise ValueError(f"its {key!r} is not the {PLAIN[key].__name__} that is expected")
+    return value
 
 
 def write_safetensors(path: str | os.PathLike, checkpoint: Mapping[str, Any]) -> None:

@@ -119,3 +119,21 @@ def test_a_safetensors_file_that_is_none_is_refused(trained, tmp_path, damage):
     path.write_bytes(changed)
     with pytest.raises(CheckpointError, match="not readable as data"):
         read_checkpoint(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("class_names", {"a": 1}), ("class_names", [1]), ("settings", [1]), ("filled", [["a"]])],
+)
+def test_an_entry_of_another_kind_is_refused_in_safetensors(trained, tmp_path, key, value):
+    path = tmp_path / "a.safetensors"
+    write_weights(path, {"model": trained.state_dict(), key: value}, "safetensors")
+    with pytest.raises(CheckpointError, match=f"not readable as data: its '{key}' is not the"):
+        read_checkpoint(str(path))
+
+
+def test_a_torch_file_cannot_pose_as_a_conversion(tmp_path):
+    content = {"model": {"a": torch.ones(1)}, "settings": 3, "filled": 4, "class_names": ["b"]}
+    torch.save(content, tmp_path / "a.pth")
+    checkpoint = read_checkpoint(str(tmp_path / "a.pth"))
+    assert checkpoint.keys() == {"model", "class_names"}
