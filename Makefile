@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+# Processes that run tests, and threads of each. A test is mostly Python, which has one.
+TEST_WORKERS ?= 2
 DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
 DEMO_OUTPUT := output/demo
 
@@ -41,7 +43,7 @@ demo: setup
 		train.init_checkpoint=$(DEMO_OUTPUT)/model_final.pth
 
 test: setup
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 lint: setup
 	$(RUN) -m ruff check

@@ -69,7 +69,7 @@ setup(
     extras_require={
         "app": ["gradio>=6"],  # aligndetr app, the page in the browser
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
-        "dev": ["hypothesis", "pytest>=8", "ruff"],
+        "dev": ["hypothesis", "pytest>=8", "pytest-xdist", "ruff"],
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub
         "mlflow": ["mlflow-skinny>=2.10"],  # train.mlflow; the server needs the whole mlflow
         "predict": ["pandas", "supervision"],  # what detections can be converted to

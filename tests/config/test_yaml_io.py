@@ -48,7 +48,7 @@ configs = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)  # others may be using the machine
+@settings(max_examples=60)
 @given(configs)
 def test_reading_undoes_writing(plain):
     assert (

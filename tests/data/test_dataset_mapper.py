@@ -210,7 +210,7 @@ sizes = st.integers(-20, 240).map(lambda quarters: quarters / 4)
 
 
 @given(boxes=st.lists(st.tuples(corners, corners, sizes, sizes), max_size=5), flip=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_boxes_are_clipped_to_the_image(shared_entry, boxes, flip):
     expected = []
     for x, y, w, h in boxes:

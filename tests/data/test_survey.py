@@ -184,7 +184,7 @@ def test_the_report_holds_findings_charts_and_pictures(tmp_path):
 
 def check_dataset(*arguments):
     command = [sys.executable, str(ROOT / "tools/check_dataset.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow

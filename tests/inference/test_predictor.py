@@ -321,7 +321,7 @@ def demo(*arguments):
     # As many threads as here: another number gives other last digits.
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_tool_writes_results_and_goes_on_after_a_broken_file(folder, predictor, tmp_path):

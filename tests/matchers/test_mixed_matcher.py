@@ -49,7 +49,7 @@ def image_of(outputs, i):
     return {key: value[i : i + 1] for key, value in outputs.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_objects=st.integers(0, 45),
     num_queries=st.integers(1, 30),

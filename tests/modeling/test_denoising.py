@@ -109,7 +109,7 @@ def queries_of(counts, dn_number=12, label_noise_ratio=0.5, box_noise_scale=1.0,
     dn_number=st.integers(1, 20),
     num_queries=st.integers(1, 9),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_groups_see_only_themselves_and_the_matching_queries(counts, dn_number, num_queries):
     queries = queries_of(counts, dn_number, num_queries=num_queries)
     if max(counts) == 0:
