@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from aligndetr.checkpoint.bare_backbones import with_backbone_names
+from aligndetr.checkpoint.loading import load_weights
 
 SWIN = {"layers.0.norm1.weight": 1, "patch_embed.proj.weight": 2, "head.weight": 3}
 
@@ -44,3 +45,13 @@ def test_weights_of_timm_are_loaded_into_its_feature_extractor():
     with torch.no_grad():
         (*_, feature) = model["backbone"].eval()(image).values()
         torch.testing.assert_close(feature, source.eval().forward_features(image))
+
+
+def test_a_model_loads_such_a_file():
+    backbone = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    model = torch.nn.ModuleDict({"backbone": backbone, "class_embed": torch.nn.Linear(3, 1)})
+    state = {name: torch.full_like(value, 2.0) for name, value in backbone.state_dict().items()}
+    report = load_weights(model, {"model": state}, "swin.pth", strict=False)
+    assert sorted(report.loaded) == sorted(f"backbone.{name}" for name in state)
+    assert all((value == 2).all() for value in backbone.state_dict().values())
+    assert report.missing == ["class_embed.weight", "class_embed.bias"]
