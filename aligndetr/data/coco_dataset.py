@@ -81,7 +81,7 @@ class CocoDataset(Dataset):
 def _valid_segmentation(segmentation: Any) -> dict | list | None:
     """Run lengths, compressed, or polygons; what is neither is nothing a detector must have."""
     if isinstance(segmentation, dict):
-        if not {"counts", "size"} <= segmentation.keys():
+        if not {"counts", "size"} <= segmentation.keys() or not _is_mask(**segmentation):
             return None
         if isinstance(segmentation["counts"], list):
             return mask_util.frPyObjects(segmentation, *segmentation["size"])
@@ -90,6 +90,17 @@ def _valid_segmentation(segmentation: Any) -> dict | list | None:
         polygons = [p for p in segmentation if isinstance(p, list)]
         return [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
     return None
+
+
+def _is_mask(counts: Any, size: Any, **_: Any) -> bool:
+    """Whether run lengths fill the mask they are of; of compressed ones, whether it has a size."""
+    is_size = isinstance(size, list) and [type(side) for side in size] == [int, int]
+    if not is_size or min(size) < 1:
+        return False
+    if isinstance(counts, list):
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        return whole and sum(counts) == size[0] * size[1]
+    return isinstance(counts, str)
 
 
 def _reopen(index_file: Path, image_root: str, filter_empty: bool) -> CocoDataset:
