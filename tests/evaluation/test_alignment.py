@@ -108,6 +108,14 @@ def test_recall_counts_objects_over_images():
     assert best_regressed_recall(Alignment.concatenate([one, none]), 1) == pytest.approx(1 / 3)
 
 
+def test_recall_is_among_the_scores_of_the_same_image():
+    first = measured([(0.2, 0, TALL)], objects_of([OBJECT]))
+    second = measured([(0.9, 0, FAR), (0.8, 0, TALL)], objects_of([OBJECT]))
+    both = Alignment.concatenate([first, second])
+    assert best_regressed_recall(both, 1) == 0.5  # N is 1 in each, not 2
+    assert best_regressed_recall(both, 2) == 1.0
+
+
 def test_correlations():
     x = np.array([0.1, 0.2, 0.3, 0.9])
     assert correlations(x, 2 * x) == pytest.approx((1, 1))

@@ -92,6 +92,24 @@ def test_an_object_is_found_once_and_by_the_highest_score():
     assert matches.is_found().tolist() == [True]
 
 
+def test_of_equally_near_objects_the_last_is_found_as_in_pycocotools():
+    truth = one_image([[0.0, 0.0, 10.0, 10.0], [4.0, 0.0, 10.0, 10.0]])
+    matches = match_boxes(truth, [result([2.0, 0.0, 10.0, 10.0], 0.9)])
+    assert matches.found[0].tolist() == [1]
+
+
+def test_an_annotation_with_id_0_is_never_found_as_in_pycocotools(capsys):
+    content = {
+        "images": [{"id": 7}],
+        "annotations": [{"id": 0, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10]}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    found = [result([0.0, 0.0, 10.0, 10.0], 0.9)]
+    matches = match_boxes(truth_of(content), found)
+    assert matches.is_false[0].tolist() == [True]
+    assert evaluate_boxes(truth_of(content), found, fast=False).stats[1] == 0
+
+
 def test_each_threshold_is_matched_by_itself():
     # IoU 0.6 = 60 / 100: found up to the threshold 0.6.
     matches = match_boxes(one_image([[0.0, 0.0, 10.0, 10.0]]), [result([0.0, 0.0, 10.0, 6.0], 1.0)])
