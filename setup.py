@@ -71,6 +71,7 @@ setup(
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": ["hypothesis", "pytest>=8", "pytest-xdist", "ruff"],
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub
+        "export": ["onnx>=1.16", "onnxruntime>=1.18"],  # tools/export.py
         "mlflow": ["mlflow-skinny>=2.10"],  # train.mlflow; the server needs the whole mlflow
         "predict": ["pandas", "supervision"],  # what detections can be converted to
         "slurm": ["submitit>=1.5"],  # tools/train_on_slurm.py

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "aligndetr.engine": {"checkpoint", "data", "evaluation", "inference", "utils"},
     "aligndetr.inference": {"checkpoint", "data", "utils"},
     "aligndetr.analysis": {"checkpoint", "data", "engine", "evaluation", "inference", "utils"},
+    "aligndetr.export": {"data", "evaluation", "inference", "utils"},
     "aligndetr.profiling": {"utils"},
     "aligndetr.config": {"checkpoint", "utils"},
     "aligndetr.sweeps": {"config", "engine", "utils"},

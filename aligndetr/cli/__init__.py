@@ -22,6 +22,7 @@ COMMANDS = {
     "alignment": ("aligndetr.cli.alignment", "how well scores say how good boxes are"),
     "compare": ("aligndetr.cli.compare", "runs side by side, with how sure differences are"),
     "convert": ("aligndetr.cli.convert", "write weights in another format, or share them"),
+    "export": ("aligndetr.cli.export", "write a detector to ONNX, checked against the model"),
     "check-data": ("aligndetr.cli.check_data", "say what is wrong or odd in a data set"),
     "demo-data": ("aligndetr.cli.demo_data", "write the demo's data set"),
     "benchmark": ("aligndetr.cli.benchmark", "measure latency and throughput"),

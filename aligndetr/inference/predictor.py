@@ -52,6 +52,7 @@ class Predictor:
         max_pixels: larger images are refused before they are decoded, unless predicted in tiles.
         backend: how deformable attention is computed, as of `train.ms_deform_attn`; None: as the
             process does it.
+        config: that all of this was built from; kept for those who want more of it than images.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Predictor:
         class_names: Sequence[str],
         max_pixels: int = MAX_PIXELS,
         backend: str | None = None,
+        config: DictConfig | None = None,
     ):
         self.model = model.eval().requires_grad_(False)
         self.mapper = mapper
         self.class_names = tuple(class_names)
         self.max_pixels = max_pixels
         self.backend = backend
+        self.config = config
 
     @classmethod
     def from_checkpoint(
@@ -185,7 +188,8 @@ class Predictor:
         backend = cfg.train.get("ms_deform_attn", "auto")
         set_default_backend(backend, cfg.train.device)  # what needs a compiler is compiled now
         model = instantiate(cfg.model).to(cfg.train.device)
-        return cls(model, instantiate(cfg.dataloader.test.mapper), names, max_pixels, backend)
+        mapper = instantiate(cfg.dataloader.test.mapper)
+        return cls(model, mapper, names, max_pixels, backend, cfg)
 
     @property
     def device(self) -> torch.device:

@@ -90,10 +90,10 @@ def get_sine_pos_embed(
 def _sine_embedding(coordinates: Tensor, num_feats: int, temperature: float) -> Tensor:
     """(..., n) coordinates to (..., n * num_feats) features, one coordinate after the other."""
     # Sine and cosine alternate and share a wavelength in pairs: exponents 0, 0, 2, 2, ...
-    exponent = torch.arange(num_feats, dtype=torch.float32, device=coordinates.device)
+    # (Of an odd number of features the last cosine is dropped.)
+    count = num_feats + num_feats % 2
+    exponent = torch.arange(count, dtype=torch.float32, device=coordinates.device)
     exponent = 2 * torch.div(exponent, 2, rounding_mode="floor") / num_feats
     phase = coordinates[..., None] / temperature**exponent
-    waves = torch.empty_like(phase)
-    waves[..., 0::2] = phase[..., 0::2].sin()
-    waves[..., 1::2] = phase[..., 1::2].cos()
-    return waves.flatten(-2)
+    waves = torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1)
+    return waves.flatten(-2)[..., :num_feats].flatten(-2)

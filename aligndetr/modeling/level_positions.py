@@ -42,24 +42,37 @@ class LevelPositions:
             padded_size: (h, w) of all of them after it.
             map_sizes: (h, w) of each level.
         """
-        padded = any(tuple(size) != tuple(padded_size) for size in image_sizes)
-        if padded or _must_not_be_kept(embedding):
-            return _embed(embedding, image_sizes, padded_size, map_sizes, device)
-        key = (embedding, tuple(padded_size), tuple(map(tuple, map_sizes)), device)
-        if key not in self._kept:
-            # Of one image, for batches of any size; not as tensors of inference mode, which a
-            # later training step could not use.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = _embed(embedding, [padded_size], padded_size, map_sizes, device)
-            if len(self._kept) > self.capacity:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        masks, positions = self._kept[key]
-        batch = len(image_sizes)
+        if all(tuple(size) == tuple(padded_size) for size in image_sizes):
+            return self.unpadded(embedding, len(image_sizes), map_sizes, device)
+        return _embed(embedding, image_sizes, padded_size, map_sizes, device)
+
+    def unpadded(
+        self, embedding: nn.Module, batch: int, map_sizes: Sequence[Size], device: torch.device
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The same for `batch` images that fill the tensor. All sizes may be those of a graph that
+        is captured, which leaves them open."""
+        # Of one image, for batches of any size.
+        if _must_not_be_kept(embedding):
+            masks, positions = _embed_unpadded(embedding, map_sizes, device)
+        else:
+            masks, positions = self._keep(embedding, map_sizes, device)
         return (
             [mask.expand(batch, -1, -1) for mask in masks],
             [position.expand(batch, -1, -1, -1) for position in positions],
         )
+
+    def _keep(
+        self, embedding: nn.Module, map_sizes: Sequence[Size], device: torch.device
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        key = (embedding, tuple(map(tuple, map_sizes)), device)
+        if key not in self._kept:
+            # Not as tensors of inference mode, which a later training step could not use.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = _embed_unpadded(embedding, map_sizes, device)
+            if len(self._kept) > self.capacity:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 def _must_not_be_kept(embedding: nn.Module) -> bool:
@@ -76,4 +89,12 @@ def _embed(
     device: torch.device,
 ) -> tuple[list[Tensor], list[Tensor]]:
     masks = padding_masks(image_sizes, padded_size, map_sizes, device)
+    return masks, [embedding(mask) for mask in masks]
+
+
+def _embed_unpadded(
+    embedding: nn.Module, map_sizes: Sequence[Size], device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of one image."""
+    masks = [torch.zeros(1, *size, dtype=torch.bool, device=device) for size in map_sizes]
     return masks, [embedding(mask) for mask in masks]

@@ -108,4 +108,5 @@ def cell_centres(shape: tuple[int, int], device: torch.device) -> Tensor:
     height, width = shape
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
+    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1)
+    return grid.flatten(0, 1)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from aligndetr.utils import smaller_size
+
 
 def select_top_predictions(
     logits: Tensor, boxes: Tensor, num_boxes: int
@@ -18,6 +20,7 @@ def select_top_predictions(
     """
     num_classes = logits.shape[-1]
     probabilities = logits.sigmoid().flatten(1)
-    scores, index = probabilities.topk(min(num_boxes, probabilities.shape[1]), dim=1)
+    count = smaller_size(num_boxes, probabilities.shape[1])
+    scores, index = probabilities.topk(count, dim=1)
     query = (index // num_classes)[..., None].expand(-1, -1, 4)
     return scores, index % num_classes, boxes.gather(1, query)

@@ -37,7 +37,7 @@ def propose_from_tokens(
         valid_cells = torch.stack([(~mask[:, 0]).sum(1), (~mask[:, :, 0]).sum(1)], -1)
         centres = cell_centres(shape, padding_mask.device) / valid_cells[:, None]
         boxes.append(torch.cat([centres, torch.full_like(centres, BASE_SIZE * 2.0**level)], -1))
-        start += height * width
+        start = start + height * width  # not +=: under a tracer it is a tensor, and in use
     proposals = torch.cat(boxes, 1)
     inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
     unusable = padding_mask | ~inside

@@ -1,5 +1,6 @@
 """Maths shared by the model and its tests."""
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,15 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     """
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
+def smaller_size(a: int, b: int) -> int:
+    """`min(a, b)`, which a captured graph computes for each of its inputs anew.
+
+    Args:
+        a: an int.
+        b: a size of a tensor: an int, or what stands for it while a graph is captured.
+    """
+    if isinstance(b, Tensor):  # under torch.jit's tracer
+        return torch.minimum(torch.tensor(a), b)
+    return torch.sym_min(a, b)

@@ -63,14 +63,24 @@ def test_padded_batches_are_not_kept(positions):
 
 
 def test_the_least_recently_used_size_goes(positions):
-    first, second, third = ([(h, 96)] for h in (64, 72, 80))
-    for sizes in (first, second, first, third):
-        assert_computed(positions, sizes, sizes[0])
+    first, second, third = (((h, 96), [(h // 8, 12), (h // 16, 6)]) for h in (64, 80, 96))
+
+    def compute(size, maps):
+        assert_computed(positions, [size], size, maps)
+
+    for size_and_maps in (first, second, first, third):
+        compute(*size_and_maps)
     calls = positions.embedding.calls
-    assert_computed(positions, first, first[0])
+    compute(*first)
     assert positions.embedding.calls == calls
-    assert_computed(positions, second, second[0])
+    compute(*second)
     assert positions.embedding.calls == calls + len(MAPS)
+
+
+def test_image_sizes_with_the_same_maps_share_an_entry(positions):
+    for size in (SIZE, (60, 93)):
+        assert_computed(positions, [size], size)
+    assert positions.embedding.calls == len(MAPS)
 
 
 def test_other_maps_of_one_image_size_are_another_entry(positions):

@@ -133,9 +133,14 @@ def multi_scale_deformable_attn_pytorch(
 
 
 def as_shape_list(spatial_shapes: Sequence[tuple[int, int]] | Tensor) -> list[tuple[int, int]]:
-    """(h, w) of each level as Python ints, from those or from an (L, 2) tensor."""
+    """(h, w) of each level as Python ints, from those or from an (L, 2) tensor.
+
+    Of a graph that is captured, sizes stay what they are: an int would fix them in it.
+    """
     if isinstance(spatial_shapes, Tensor):
         spatial_shapes = spatial_shapes.tolist()
+    if _graph_is_captured():
+        return [(h, w) for h, w in spatial_shapes]
     return [(int(h), int(w)) for h, w in spatial_shapes]
 
 

@@ -176,7 +176,7 @@ class AlignDETR(nn.Module):
             )
         images = self.preprocess_image(batched_inputs)
         targets = self.prepare_targets([x["instances"] for x in batched_inputs])
-        feats, masks, positions = self._features(images)
+        feats, masks, positions = self._features(images.tensor, images.image_sizes)
         num_tokens = sum(feat.shape[2] * feat.shape[3] for feat in feats)
         num_queries = min(self.num_queries, num_tokens)
         num_hybrid = min(self.transformer.num_hybrid_queries, num_tokens - num_queries)
@@ -241,11 +241,8 @@ class AlignDETR(nn.Module):
 
     def _detect(self, same_size: list[dict]) -> list[dict]:
         images = self.preprocess_image(same_size)
-        predicted = self.transformer(*self._features(images), (None, None), attn_masks=[None, None])
-        states, init_reference, references, _, _ = predicted
-        before_last = references[-2] if len(references) > 1 else init_reference
-        last = len(states) - 1
-        logits, boxes = self._predict_layer(last, states[last], before_last)
+        predicted = self._transform(images.tensor)
+        logits, boxes = self._predict_last_layer(*predicted)
         instances = self.inference(logits, boxes, images.image_sizes)
         results = [
             {
@@ -278,18 +275,54 @@ class AlignDETR(nn.Module):
             for image in range(logits.shape[1])
         ]
 
-    def _features(self, images: ImageList) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per level: feature map (B, C, h, w), padding mask (B, h, w), positions (B, C, h, w)."""
-        pixels = images.tensor.contiguous(memory_format=torch.channels_last)
-        feats = self.neck(self.backbone(pixels))
-        masks, positions = self._level_positions(
-            self.position_embedding,
-            images.image_sizes,
-            images.tensor.shape[-2:],
-            [feat.shape[-2:] for feat in feats],
-            images.tensor.device,
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections of images of one size as tensors, as `forward` gives them as Instances.
+
+        It works on tensors alone and so can be exported with any B, H and W. Call it in eval mode.
+
+        Args:
+            images: (B, 3, H, W), any dtype, in the units and channel order of `pixel_mean`.
+
+        Returns:
+            boxes (B, N, 4), xyxy in pixels of `images`, clipped to them, some perhaps without
+            area; scores (B, N) from high to low; classes (B, N) int64. N is
+            `select_box_nums_for_evaluation`, or fewer in images with fewer tokens than queries.
+        """
+        pixels = (images - self.pixel_mean) / self.pixel_std
+        logits, boxes = self._predict_last_layer(*self._transform(pixels))
+        scores, classes, boxes = select_top_predictions(
+            logits, boxes, self.select_box_nums_for_evaluation
         )
-        return feats, masks, positions
+        height, width = images.shape[-2:]
+        x0, y0, x1, y1 = box_cxcywh_to_xyxy(boxes).clamp(0, 1).unbind(-1)
+        boxes = torch.stack([x0 * width, y0 * height, x1 * width, y1 * height], -1)
+        return boxes, scores, classes
+
+    def _transform(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the transformer makes of normalised images (B, 3, H, W) without padding."""
+        return self.transformer(*self._features(pixels), (None, None), attn_masks=[None, None])
+
+    def _predict_last_layer(
+        self, states: Tensor, init_reference: Tensor, references: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, Q, K) and boxes (B, Q, 4) from the transformer's outputs."""
+        before_last = references[-2] if len(references) > 1 else init_reference
+        last = self.transformer.decoder.num_layers - 1
+        return self._predict_layer(last, states[last], before_last)
+
+    def _features(
+        self, pixels: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Per level: feature map (B, C, h, w), padding mask (B, h, w), positions (B, C, h, w).
+
+        `image_sizes` are (h, w) without the padding in `pixels`; None where there is none.
+        """
+        feats = self.neck(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
+        embedding, where = self.position_embedding, ([f.shape[-2:] for f in feats], pixels.device)
+        if image_sizes is None:
+            return feats, *self._level_positions.unpadded(embedding, pixels.shape[0], *where)
+        size = pixels.shape[-2:]
+        return feats, *self._level_positions(embedding, image_sizes, size, *where)
 
     def _predict_layer(self, layer: int, state: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, D + Q, K) and boxes (B, D + Q, 4) of one decoder layer."""

@@ -16,6 +16,7 @@ from aligndetr.modeling import (
     propose_from_tokens,
     valid_ratio,
 )
+from aligndetr.utils import smaller_size
 
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
@@ -139,7 +140,8 @@ class Transformer(nn.Module):
         # Detached, not under no_grad: autocast caches its copies of weights, and one made under
         # no_grad would cut the gradient of this head's later use.
         scores = class_head(output_memory.detach()).amax(-1)
-        chosen = scores.topk(min(count, scores.shape[1]), dim=1).indices[..., None]
+        count = smaller_size(count, scores.shape[1])
+        chosen = scores.topk(count, dim=1).indices[..., None]
         enc_state = output_memory.gather(1, chosen.expand(-1, -1, self.embed_dim))
         # The box head runs on the chosen tokens only: nothing reads the others' boxes.
         delta = box_head(enc_state).to(torch.promote_types(enc_state.dtype, torch.float32))

@@ -1,0 +1,160 @@
+"""Does an exported file find what the model finds? On real images, at several sizes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Instances
+from scipy.optimize import linear_sum_assignment
+from tabulate import tabulate
+from torch import Tensor
+
+Detector = Callable[[list[dict]], list[dict]]
+
+SCORE_THRESHOLD = 0.05
+MIN_COMPARED = 10
+# (size of the image against what the test mapper makes of it, images in the batch)
+CASES = ((1.0, 1), (1.0, 2), (0.75, 1), (0.75, 3))
+MAX_APART = 0.05  # of all detections compared; a fault of a graph moves nearly all of them
+
+
+class ParityError(ValueError):
+    """An exported file does not find what the model finds."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an exported file may be from the model.
+
+    Attributes:
+        box: a box's largest coordinate difference, in pixels of the model's input.
+        score: a score's difference.
+    """
+
+    box: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences in one batch.
+
+    Attributes:
+        name: of the image.
+        size: (height, width) of the model's input.
+        batch: images in the batch, mirror images of the first.
+        compared: number of detections, those of the model and those of the exported file.
+        apart: number of those that differ by more than the tolerance. A two-stage model ranks
+            tokens and gives each rank a query of its own: where two rank equal up to rounding,
+            it finds one thing or the other there, and either is right.
+        box, score: largest differences of the others, see `Tolerance`.
+    """
+
+    name: str
+    size: tuple[int, int]
+    batch: int
+    compared: int
+    apart: int
+    box: float
+    score: float
+
+
+def compare(
+    model: Detector,
+    exported: Detector,
+    images: Sequence[tuple[str, Tensor]],
+    tolerance: Tolerance,
+) -> list[Comparison]:
+    """Run both on each image, at two sizes and in batches of 1, 2 and 3.
+
+    Args:
+        model, exported: list of dicts in, list of {"instances": Instances} out.
+        images: name and pixels (3, H, W) uint8, as the test mapper makes them.
+        tolerance: what differs by more is set apart.
+
+    Returns:
+        Differences of all detections with a score over 0.05 of either side, or of the ten best
+        where there are fewer. They are paired within a class, so as to make the differences
+        small; one that has no partner of its class differs by infinity.
+    """
+    return [
+        _compare_batch(model, exported, name, _resize(pixels, scale), batch, tolerance)
+        for name, pixels in images
+        for scale, batch in CASES
+    ]
+
+
+@torch.no_grad()
+def _compare_batch(
+    model: Detector, exported: Detector, name: str, image: Tensor, batch: int, tolerance: Tolerance
+) -> Comparison:
+    mirrored = [image, image.flip(2), image.flip(1)][:batch]
+    inputs = [{"image": picture.contiguous()} for picture in mirrored]
+    outputs = [
+        [output["instances"].to("cpu") for output in detector(inputs)]
+        for detector in (model, exported)
+    ]
+    pairs = [
+        differences
+        for ours, theirs in zip(*outputs, strict=True)
+        for differences in (_differences(ours, theirs), _differences(theirs, ours))
+    ]
+    box, score = np.concatenate(pairs, axis=1)
+    equal = (box <= tolerance.box) & (score <= tolerance.score)  # not for NaN
+    size = tuple(image.shape[1:])
+    largest = (float(values[equal].max(initial=0)) for values in (box, score))
+    return Comparison(name, size, batch, len(equal), int((~equal).sum()), *largest)
+
+
+def agree(comparisons: Sequence[Comparison]) -> bool:
+    """Whether at most one detection in twenty is apart, in all batches together."""
+    apart, compared = (sum(getattr(c, name) for c in comparisons) for name in ("apart", "compared"))
+    return apart <= MAX_APART * compared
+
+
+def render_table(comparisons: Sequence[Comparison], tolerance: Tolerance) -> str:
+    """One line for each comparison."""
+    rows = [
+        (c.name, f"{c.size[1]} x {c.size[0]}", c.batch, c.compared, c.apart, f"{c.box:.4f}",
+         f"{c.score:.6f}")
+        for c in comparisons
+    ]  # fmt: skip
+    headers = ["image", "width x height", "batch", "compared", "apart", "box, px", "score"]
+    title = (
+        f"detections of the exported file and of the model: apart are those that differ by more "
+        f"than {tolerance.box} px or {tolerance.score}; largest differences of the others"
+    )
+    return f"{title}\n{tabulate(rows, headers, disable_numparse=True)}"
+
+
+def _resize(pixels: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return pixels
+    size = [max(1, round(edge * scale)) for edge in pixels.shape[1:]]
+    return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+
+
+def _differences(found: Instances, others: Instances) -> np.ndarray:
+    """(2, N) of box and score, for the N detections of `found` that count."""
+    over = int((found.scores > SCORE_THRESHOLD).sum())
+    found = found[: max(over, MIN_COMPARED)]  # the most certain come first
+    boxes, scores, classes = _arrays(found)
+    other_boxes, other_scores, other_classes = _arrays(others)
+    box = np.abs(boxes[:, None] - other_boxes).max(-1, initial=0)
+    score = np.abs(scores[:, None] - other_scores)
+    same_class = classes[:, None] == other_classes
+    # A pixel weighs as much as 0.002 in score: roughly what rounding makes of either.
+    cost = np.where(same_class, np.minimum(box + 500 * score, 1e6), 1e7)
+    rows, columns = linear_sum_assignment(np.nan_to_num(cost, nan=1e6))
+    partners = same_class[rows, columns]
+    rows, columns = rows[partners], columns[partners]
+    differences = np.full((2, len(classes)), np.inf)
+    differences[:, rows] = box[rows, columns], score[rows, columns]
+    return differences
+
+
+def _arrays(instances: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    boxes, scores = instances.pred_boxes.tensor, instances.scores
+    return boxes.numpy(), scores.numpy(), instances.pred_classes.numpy()

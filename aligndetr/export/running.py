@@ -1,0 +1,74 @@
+"""An exported file in the place of the model: detectron2's dicts in, Instances out."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from .extra import require
+
+METADATA_FILE = "metadata.json"
+Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class RunningDetector:
+    """Gives an exported file the calling convention of the model, so that the same evaluation and
+    comparison take either.
+
+    Args:
+        run: images (B, 3, H, W) uint8 to boxes (B, N, 4), xyxy in pixels of the images, scores
+            (B, N) and class ids (B, N).
+        metadata: of the file.
+    """
+
+    def __init__(self, run: Run, metadata: dict[str, str]):
+        self.run = run
+        self.metadata = metadata
+
+    def __call__(self, batched_inputs: list[dict]) -> list[dict]:
+        """See `AlignDETR.forward`: images of one size are one batch, and others run apart."""
+        by_size = defaultdict(list)
+        for index, x in enumerate(batched_inputs):
+            by_size[tuple(x["image"].shape)].append(index)
+        results: list[dict] = [{} for _ in batched_inputs]
+        for (_, *size), indices in by_size.items():
+            outputs = self.run(torch.stack([batched_inputs[index]["image"] for index in indices]))
+            for index, boxes, scores, class_ids in zip(indices, *outputs, strict=True):
+                found = Instances(tuple(size))
+                found.pred_boxes, found.scores, found.pred_classes = Boxes(boxes), scores, class_ids
+                height = batched_inputs[index].get("height", size[0])
+                width = batched_inputs[index].get("width", size[1])
+                results[index] = {"instances": detector_postprocess(found, height, width)}
+        return results
+
+
+def load_onnx(path: str | os.PathLike, providers: tuple = ("CPUExecutionProvider",)):
+    """A `RunningDetector` of an ONNX file, in onnxruntime. Needs the extra `export`."""
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
+
+    def run(images: Tensor) -> Any:
+        outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        return tuple(map(torch.from_numpy, outputs))
+
+    return RunningDetector(run, session.get_modelmeta().custom_metadata_map)
+
+
+def load_program(path: str | os.PathLike) -> RunningDetector:
+    """A `RunningDetector` of a .pt2 file."""
+    metadata = {METADATA_FILE: ""}
+    module = torch.export.load(path, extra_files=metadata).module()
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Any:
+        return module(images)
+
+    return RunningDetector(run, json.loads(metadata[METADATA_FILE]))
