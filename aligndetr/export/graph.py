@@ -25,7 +25,7 @@ class TensorDetector(nn.Module):
         model: has `predict`: images (B, 3, H, W) to boxes (B, N, 4), scores and classes (B, N).
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has not, or its backbone wants padded images.
     """
 
     def __init__(self, model: nn.Module):
@@ -34,6 +34,12 @@ class TensorDetector(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} cannot be exported: it has no method `predict` from a "
                 "tensor of images to boxes, scores and classes (see AlignDETR.predict)"
+            )
+        if getattr(getattr(model, "backbone", None), "size_divisibility", 0) > 1:
+            raise ValueError(
+                f"a model with the backbone {type(model.backbone).__name__} cannot be exported: "
+                f"its images are padded to multiples of {model.backbone.size_divisibility} pixels, "
+                "with a mask, which the exported graph does not do"
             )
         self.model = model
         # Also where the model is already: torch.onnx.export puts all back to the mode of this.

@@ -18,11 +18,8 @@ def no_sync_in_the_forward_pass(device: torch.device) -> str:
     if device.type != "cuda":
         model = golden_tiny_model().to("meta").eval()
         with torch.no_grad():
-            model.transformer(
-                *model._features(model.preprocess_image(golden_tiny_batch()[:1])),
-                (None, None),
-                attn_masks=[None, None],
-            )
+            images = model.preprocess_image(golden_tiny_batch()[:1])
+            model._transform(images.tensor, images.image_sizes)
         return "evaluation on the meta device; training needs a GPU"
     model = golden_tiny_model().to(device)
     first, second = random_batch([(96, 128)] * 2, [3, 2]), golden_tiny_batch()

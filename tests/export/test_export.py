@@ -22,8 +22,10 @@ from aligndetr.export import (
     load_program,
 )
 from aligndetr.export.export import HALF_TOLERANCE
+from aligndetr.export.graph import TensorDetector
 from aligndetr.export.half import to_half
 from aligndetr.inference import Predictor
+from tests.builders import golden_tiny_model
 from tests.export.conftest import IMAGES, MAX_SIZE, NAMES, SHORT_EDGE
 
 pytest.importorskip("onnx")
@@ -184,3 +186,10 @@ def test_image_files_are_needed(predictor, tmp_path):
         export_model(predictor, tmp_path / "model.onnx", [])
     with pytest.raises(FileNotFoundError, match="does not exist"):
         export_model(predictor, tmp_path / "model.onnx", ["no/such.jpg"])
+
+
+def test_a_backbone_that_wants_padded_images_is_refused(monkeypatch):
+    model = golden_tiny_model()
+    monkeypatch.setattr(type(model.backbone), "size_divisibility", 32)
+    with pytest.raises(ValueError, match="padded to multiples of 32 pixels"):
+        TensorDetector(model)

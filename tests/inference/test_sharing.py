@@ -182,6 +182,7 @@ def hub(monkeypatch, tmp_path):
     address = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # which the page sets for its process
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     yield server
     server.shutdown()

@@ -123,6 +123,20 @@ def test_padding_of_a_training_batch_does_not_reach_the_smaller_image():
     torch.testing.assert_close(clean[~mask], poisoned[~mask])
 
 
+def test_what_a_backbone_pads_is_masked_at_evaluation_too(monkeypatch):
+    model = tiny_model().eval()
+    monkeypatch.setattr(type(model.backbone), "size_divisibility", 64)
+    seen = {}
+    model.transformer.encoder.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    model([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}])
+    (finest, *_) = seen["spatial_shapes"]
+    mask = seen["padding_mask"][0, : finest[0] * finest[1]].view(*finest)
+    assert tuple(finest) == (8, 16)
+    assert mask.all(0).tolist() == [False] * 12 + [True] * 4
+
+
 def test_the_loss_falls():
     torch.manual_seed(0)
     model = tiny_model().train()

@@ -241,7 +241,7 @@ class AlignDETR(nn.Module):
 
     def _detect(self, same_size: list[dict]) -> list[dict]:
         images = self.preprocess_image(same_size)
-        predicted = self._transform(images.tensor)
+        predicted = self._transform(images.tensor, images.image_sizes)
         logits, boxes = self._predict_last_layer(*predicted)
         instances = self.inference(logits, boxes, images.image_sizes)
         results = [
@@ -298,9 +298,12 @@ class AlignDETR(nn.Module):
         boxes = torch.stack([x0 * width, y0 * height, x1 * width, y1 * height], -1)
         return boxes, scores, classes
 
-    def _transform(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the transformer makes of normalised images (B, 3, H, W) without padding."""
-        return self.transformer(*self._features(pixels), (None, None), attn_masks=[None, None])
+    def _transform(
+        self, pixels: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the transformer makes of normalised images; arguments as of `_features`."""
+        features = self._features(pixels, image_sizes)
+        return self.transformer(*features, (None, None), attn_masks=[None, None])
 
     def _predict_last_layer(
         self, states: Tensor, init_reference: Tensor, references: Tensor, *_: Tensor
