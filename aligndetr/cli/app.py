@@ -18,9 +18,9 @@ def main() -> None:
     parser.add_argument("--max-upload-mb", type=int, default=50, help="(%(default)s)")
     args = parser.parse_intermixed_args()
     with errors_in_one_line():
+        predictor = load_predictor(args)  # first: it may lie on the Hub, which the page forbids
         from aligndetr.app import open_page
 
-        predictor = load_predictor(args)
         place = (args.host, args.port, args.max_upload_mb, args.tile)
         with open_page(predictor, *place) as (page, address):
             print(f"page: {address} (Ctrl-C ends it)", flush=True)
