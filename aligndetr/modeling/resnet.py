@@ -1,4 +1,4 @@
-"""detectron2's ResNet, with activation checkpointing."""
+"""detectron2's ResNet, with activation checkpointing and its frozen norms folded."""
 
 from typing import Any
 
@@ -8,9 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aligndetr.layers import recompute
 
+from .frozen_norm import fold_frozen_norms
+
 
 class ResNet(D2ResNet):
-    """As detectron2's, with the same weights' names.
+    """As detectron2's, with the same weights' names. Frozen norms cost next to nothing, see
+    `fold_frozen_norms`.
 
     Args:
         stem, stages, num_classes, out_features, freeze_at: as there.
@@ -24,6 +27,7 @@ class ResNet(D2ResNet):
 
     def __init__(self, *args: Any, use_checkpoint: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        fold_frozen_norms(self)
         self.use_checkpoint = use_checkpoint
         if not use_checkpoint:
             return
