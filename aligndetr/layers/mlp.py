@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# With 2048 features between the layers, 4 MB of them.
-TOKENS_AT_ONCE = 512
+from .token_blocks import feed_forward_in_blocks
 
 
 class MLP(nn.Module):
@@ -83,20 +82,23 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """(..., embed_dim) to (..., output_dim); `identity`: the residual, None means `x`."""
-        out = self._in_parts(x) if _memory_is_slow(x) else self.layers(x)
+        out = self._in_blocks(x) if self._can_be_in_blocks(x) else self.layers(x)
         if not self.add_identity:
             return out
         return out + (x if identity is None else identity)
 
-    def _in_parts(self, x: Tensor) -> Tensor:
-        """`self.layers`, some tokens after the other: what lies between stays in the cache."""
-        tokens = x.flatten(0, -2)
-        parts = [self.layers(part) for part in tokens.split(TOKENS_AT_ONCE)]
-        return torch.cat(parts).view(*x.shape[:-1], -1)
+    def _in_blocks(self, x: Tensor) -> Tensor:
+        first, last = self.layers[0][0], self.layers[1]
+        return feed_forward_in_blocks(x, first.weight, first.bias, last.weight, last.bias)
 
-
-def _memory_is_slow(x: Tensor) -> bool:
-    """On a CPU, unless a gradient wants all of it kept or a graph one and the same shape."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
-        return False
-    return x.device.type == "cpu" and x.numel() > 0
+    def _can_be_in_blocks(self, x: Tensor) -> bool:
+        """On a CPU, two plain layers with ReLU, unless a graph is being made or dtypes mixed."""
+        if x.device.type != "cpu" or x.numel() == 0:
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if torch.is_autocast_enabled("cpu") or len(self.layers) != 3:
+            return False
+        (first, activation, dropout), last, _ = self.layers
+        is_plain = type(first) is type(last) is nn.Linear and type(activation) is nn.ReLU
+        return is_plain and not (self.training and dropout.p > 0)
