@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -31,14 +31,15 @@ import aligndetr.quiet  # noqa: F401 (before detectron2)
 
 import numpy as np
 import torch
-from detectron2.data import (
-    DatasetCatalog,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader as build_theirs
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 
-from aligndetr.data import get_detection_dataset, register_dataset
+from aligndetr.data import (
+    build_detection_train_loader,
+    get_detection_dataset,
+    register_dataset,
+)
 from benchmarks.timing import Report, command_line
 
 # Numbers of images, boxes and classes.
@@ -111,20 +112,22 @@ def _json(folder: Path) -> str:
     return str(folder / "annotations" / "instances_train.json")
 
 
-def open_ours(folder: Path) -> object:
-    return get_detection_dataset(register_dataset("train", root=str(folder)))
+def open_ours(folder: Path) -> Iterable:
+    dataset = get_detection_dataset(register_dataset("train", root=str(folder)))
+    return build_detection_train_loader(dataset, mapper=identity, total_batch_size=BATCH)
 
 
-def open_theirs(folder: Path) -> object:
+def open_theirs(folder: Path) -> Iterable:
     register_coco_instances("theirs", {}, _json(folder), str(folder / "train"))
-    return get_detection_dataset_dicts("theirs")
+    dataset = get_detection_dataset_dicts("theirs")
+    return build_theirs(dataset, mapper=identity, total_batch_size=BATCH)
 
 
 def identity(record: dict) -> dict:
     return record
 
 
-def start(open_dataset: Callable[[Path], object], folder: Path) -> dict[str, float]:
+def start(open_loader: Callable[[Path], Iterable], folder: Path) -> dict[str, float]:
     """Seconds until the first batch; MB held then, held of it by this process alone, and at most.
 
     At most: from the start to the end of reading.
@@ -132,8 +135,7 @@ def start(open_dataset: Callable[[Path], object], folder: Path) -> dict[str, flo
     gc.collect()
     before = _memory()
     begin = time.perf_counter()
-    dataset = open_dataset(folder)
-    loader = iter(build_detection_train_loader(dataset, mapper=identity, total_batch_size=BATCH))
+    loader = iter(open_loader(folder))
     next(loader)
     seconds = time.perf_counter() - begin
     for _ in islice(loader, IMAGES_READ // BATCH):

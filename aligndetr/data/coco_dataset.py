@@ -1,6 +1,7 @@
 """The images of a COCO json in detectron2's standard format, each made when it is asked for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index) if self._rows is None else len(self._rows)
 
-    def image_sizes(self) -> list[tuple[int, int]]:
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
         """(width, height) of each image as the json says; None where it does not."""
         rows = range(len(self.index)) if self._rows is None else map(int, self._rows)
-        return [(width, height) for _, height, width, _ in map(self.index.image, rows)]
+        return ((width, height) for _, height, width, _ in map(self.index.image, rows))
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The dict of one image, a new one each time.

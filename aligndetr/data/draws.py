@@ -18,6 +18,9 @@ from .checks import DatasetError
 
 MAX_TRIES = 100
 
+NUMBERS_AT_ONCE = 4096
+"""Python's integers take five times the memory of a tensor's."""
+
 
 class Draw(NamedTuple):
     index: int  # of the image in the data set
@@ -42,7 +45,8 @@ class ShuffledIndices:
         first = self._rank
         while True:
             order = torch.randperm(self._size, generator=generator)
-            yield from order[first :: self._world_size].tolist()
+            for part in order[first :: self._world_size].split(NUMBERS_AT_ONCE):
+                yield from part.tolist()
             first = (first - self._size) % self._world_size
 
 

@@ -85,7 +85,8 @@ def _orientations(dataset: Dataset) -> np.ndarray:
         sizes = dataset.image_sizes()
     else:
         samples = (dataset[index] for index in range(len(dataset)))
-        sizes = [(sample.get("width"), sample.get("height")) for sample in samples]
+        sizes = ((sample.get("width"), sample.get("height")) for sample in samples)
+    orientations = np.empty(len(dataset), np.uint8)
     for index, (width, height) in enumerate(sizes):
         if not width or not height:
             raise DatasetError(
@@ -93,7 +94,8 @@ def _orientations(dataset: Dataset) -> np.ndarray:
                 f"{height!r}; images are grouped by their aspect ratio and need both. Add them, "
                 "or set dataloader.train.aspect_ratio_grouping=False"
             )
-    return np.fromiter((width > height for width, height in sizes), np.uint8, len(sizes))
+        orientations[index] = width > height
+    return orientations
 
 
 def build_detection_test_loader(
