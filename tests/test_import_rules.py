@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "aligndetr.__main__": {"cli"},
     "aligndetr.install_detectron2": set(),
     "aligndetr.quiet": set(),
+    "aligndetr.shipped": set(),
     "aligndetr.utils": set(),
     "aligndetr.layers": {"utils"},
     "aligndetr.losses": {"layers", "utils"},
@@ -36,11 +37,11 @@ MAY_IMPORT = {
     "aligndetr.analysis": {"checkpoint", "data", "engine", "evaluation", "inference", "utils"},
     "aligndetr.export": {"data", "evaluation", "inference", "utils"},
     "aligndetr.profiling": {"utils"},
-    "aligndetr.config": {"checkpoint", "utils"},
+    "aligndetr.config": {"checkpoint", "shipped", "utils"},
     "aligndetr.sweeps": {"config", "engine", "utils"},
     "aligndetr.app": {"inference"},
     # Programs, as those in tools/ are: all of the library.
-    "aligndetr.cli": {path.name for path in (ROOT / "aligndetr").iterdir()},
+    "aligndetr.cli": {path.stem for path in (ROOT / "aligndetr").iterdir()},
     "projects.aligndetr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},
 }
 # A run saves its config, in its folder and in its checkpoints; it does not choose it. And it says

@@ -4,14 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from aligndetr.shipped import find_config
 
 if TYPE_CHECKING:
     from aligndetr.inference import Predictor
-
-CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "aligndetr" / "configs"
-"""In a clone and in an installed wheel, `projects` lies beside `aligndetr`."""
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
@@ -27,22 +25,11 @@ def _program() -> str:
 
 
 def config_file(name: str) -> str:
-    """The file that an option `--config-file` means: a path, or the bare name of a shipped config.
-
-    A name without suffix (`aligndetr_demo`, `ladder/r50_1_dino`) that is no file here is looked up
-    in `projects/aligndetr/configs`, so that it works wherever AlignDETR is installed.
-    """
-    if not name or Path(name).suffix or Path(name).exists():
-        return name
-    shipped = CONFIGS / f"{name}.py"
-    if not shipped.is_file():
-        paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
-        known = ", ".join(sorted(path.with_suffix("").as_posix() for path in paths))
-        raise argparse.ArgumentTypeError(
-            f"{name!r} is no file and no shipped config; give a path that ends in .py or .yaml, or "
-            f"one of {known}"
-        )
-    return str(shipped)
+    """The file that `--config-file` means, see `find_config`; argparse shows a mistake."""
+    try:
+        return find_config(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

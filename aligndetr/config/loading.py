@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
+from aligndetr.shipped import find_config
 from aligndetr.utils.safe_yaml import read_yaml_text
 
 from .yaml_io import config_from_yaml
@@ -20,17 +21,17 @@ def load_config(path: str | os.PathLike) -> DictConfig:
     A config.yaml of the authors' code is read as one of ours (see `reference_config`).
 
     Args:
-        path: a file on this machine.
+        path: a file on this machine, or the bare name of a shipped config (`aligndetr_demo`).
 
     Raises:
         FileNotFoundError: with the most similar file beside it.
-        ValueError: no path, another suffix, YAML with Python tags, or a `_target_` that data may
-            not name (see `check_targets`): nothing of the file has run then. Or a `.py` file
-            failed: the message ends with its traceback.
+        ValueError: no path, a bare name that is not shipped, another suffix, YAML with Python
+            tags, or a `_target_` that data may not name (see `check_targets`): nothing of the
+            file has run then. Or a `.py` file failed: the message ends with its traceback.
     """
     if not os.fspath(path):
         raise ValueError("no config file is given; --config-file FILE is required")
-    path = Path(path)
+    path = Path(find_config(path))
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise ValueError(f"config file {str(path)!r} must end in .py, .yaml or .yml")
     if not path.is_file():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
@@ -54,6 +55,22 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
     if cfg.train.get("auto_scale_lr"):
         scale_learning_rate(optimizer, images_per_step(cfg))
     return optimizer
+
+
+def build_hooks(cfg: DictConfig) -> list[HookBase]:
+    """The user's own hooks, `cfg.train.hooks`.
+
+    Raises:
+        ValueError: one of them builds something that is no hook.
+    """
+    hooks = list(instantiate(cfg.train.hooks))
+    for index, hook in enumerate(hooks):
+        if not isinstance(hook, HookBase):
+            raise ValueError(
+                f"`train.hooks[{index}]` builds a {type(hook).__name__}; every entry must be a "
+                "LazyCall of a class that inherits detectron2.engine.HookBase"
+            )
+    return hooks
 
 
 def create_ddp_model(

@@ -64,6 +64,7 @@ LATER_KEYS = {
     "max_corrupt_share": 0.05,
     "max_epochs": None,
     "auto_scale_lr": False,
+    "hooks": [],
 }
 
 _MISSING = object()

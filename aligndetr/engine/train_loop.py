@@ -23,6 +23,7 @@ from aligndetr.inference import preprocessing
 
 from .build import (
     build_evaluation,
+    build_hooks,
     build_model,
     build_model_ema,
     build_optimizer,
@@ -113,6 +114,7 @@ def rehearse(cfg: DictConfig, args: argparse.Namespace) -> None:
             load_trained(on_cpu)
             return
         instantiate(on_cpu.lr_multiplier)
+        build_hooks(on_cpu)
         _, trainer, _, checkpointer = _build(on_cpu)
         resume = args.resume and has_checkpoints(cfg.train.output_dir)
         _load(on_cpu, checkpointer, trainer, resume)
@@ -249,6 +251,7 @@ def _hooks(
         d2_hooks.IterationTimer(),
         d2_hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         *([] if ema is None else [EMAUpdater(ema, model)]),
+        *build_hooks(cfg),  # before what they change is saved and what they say is written
         saver,
         EvalHook(
             train.eval_period,

@@ -96,6 +96,7 @@ def test_values_of_the_reference():
         "checkpointer": {"period": 10000, "max_to_keep": 100, "best_metric": "bbox/AP"},
         "eval_period": 5000,
         "log_period": 100,
+        "hooks": [],
         "wandb": {
             "enabled": False,
             "params": {

@@ -40,6 +40,8 @@ train = {
     "checkpointer": {"period": 5000, "max_to_keep": 100, "best_metric": "bbox/AP"},
     "eval_period": 5000,
     "log_period": 20,
+    # Hooks of your own: each builds a detectron2.engine.HookBase (docs/extend.md).
+    "hooks": [],
     # `params` are arguments of wandb.init.
     "wandb": {
         "enabled": False,

@@ -1,0 +1,33 @@
+"""The experiments that are shipped, by their bare names. Imports nothing heavy.
+
+In a clone and in an installed wheel, `projects` lies beside `aligndetr`.
+"""
+
+import os
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / "projects" / "aligndetr" / "configs"
+
+
+def find_config(name: str | os.PathLike) -> str:
+    """The config file that `name` means: a path, or the bare name of a shipped config.
+
+    A name without suffix (`aligndetr_demo`, `ladder/r50_1_dino`) that is no file here is looked up
+    in `CONFIGS`, so that it works wherever AlignDETR is installed. Whether a path with a suffix
+    exists is not asked.
+
+    Raises:
+        ValueError: a bare name that is not shipped; lists those that are.
+    """
+    name = os.fspath(name)
+    if not name or Path(name).suffix or Path(name).exists():
+        return name
+    shipped = CONFIGS / f"{name}.py"
+    if not shipped.is_file():
+        paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
+        known = ", ".join(sorted(path.with_suffix("").as_posix() for path in paths))
+        raise ValueError(
+            f"{name!r} is no file and no shipped config; give a path that ends in .py or .yaml, or "
+            f"one of {known}"
+        )
+    return str(shipped)
