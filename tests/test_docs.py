@@ -1,73 +1,171 @@
-"""What README and docs tell a user to type or click exists."""
+"""What README and docs tell a user to type or click exists.
 
+Every command is parsed here, in any case. `tests/test_docs_run.py` (slow) runs them, but for those
+that `tests/docs_commands.py` lists with the reason.
+"""
+
+import ast
 import re
 import shlex
-from pathlib import Path
+import shutil
+import subprocess
 
 import pytest
+from packaging.requirements import Requirement
 
 from aligndetr.cli import COMMANDS, main
 from aligndetr.cli.parsing import config_file
 from aligndetr.cli.train import parse_run
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.sweeps import expand_words
+from tests.docs_commands import NOT_RUN, PAGES, ROOT, commands
+from tests.test_extend_page import files_of_the_page
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def commands():
-    """(page, command) of every line of every bash block, continued lines joined."""
-    for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words:
-                    yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+# Languages of fenced blocks. What is typed into a shell says "bash", or no test would see it.
+LANGUAGES = {"bash", "python", "text", "yaml", "json", "mermaid"}
+# Pages with Python blocks, and what runs them.
+SNIPPETS = {
+    "README.md": "tests/inference/test_predictor.py",
+    "docs/alignment.md": "tests/evaluation/test_alignment_evaluator.py",
+    "docs/analysis.md": "tests/analysis/test_compare.py",
+    "docs/checkpoints.md": "tests/inference/test_sharing.py",
+    "docs/export.md": "tests/test_docs_run.py",
+    "docs/extend.md": "tests/test_extend_page.py",
+    "docs/loss.md": "tests/losses/test_loss_page.py",
+    "docs/predict.md": "tests/inference/test_predictor.py",
+    "docs/training.md": "tests/test_docs.py",
+}
 
 
 def test_there_are_commands_to_check():
-    assert len(list(commands())) >= 10
+    found = commands()
+    assert len(found) >= 70
+    assert len([command for command in found if command.why_not_run is None]) >= 45
+
+
+@pytest.mark.parametrize("pattern", NOT_RUN)
+def test_what_is_not_run_is_there_and_says_why(pattern):
+    assert NOT_RUN[pattern]
+    assert any(command.is_like(pattern) for command in commands()), "remove it from NOT_RUN"
 
 
 def check_run(words, monkeypatch):
     """Of a training or evaluation: options, config and every KEY=VALUE."""
-    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr("sys.argv", list(words))
     args = parse_run("", eval_only=words[0] == "eval")
+    if args.config_file in files_of_the_page():
+        return  # one of docs/extend.md, which has a test of its own
     apply_overrides(load_config(ROOT / args.config_file), args.opts)
 
 
-@pytest.mark.parametrize("words", list(commands()))
-def test_command_exists(words, monkeypatch, capsys):
+@pytest.mark.parametrize("command", commands(), ids=str)
+def test_command_exists(command, monkeypatch, capsys):
+    words = list(command.words)
     if words[0] in {"torchrun", "srun"}:  # start what follows their own options
         words = ["python", *words[words.index("tools/train_net.py") :]]
+    if words[:3] == ["python", "-m", "aligndetr"]:
+        words = words[2:]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        if shutil.which("make"):
+            subprocess.run(["make", "-n", words[1]], cwd=ROOT, capture_output=True, check=True)
+    elif words[0] == "pip":
+        check_extras(words)
     elif words[0] == "python" and words[1] != "-m":
-        assert (ROOT / words[1]).is_file()
-        if words[1] == "tools/train_net.py":
-            check_run(words[1:], monkeypatch)
-        if words[1] == "tools/sweep.py":
-            start = words.index("--config-file") + 1
-            assert expand_words(words[start:], config_file)
+        check_tool(words[1:], monkeypatch)
     elif words[0] == "python":
         module = ROOT / (words[2].replace(".", "/") + ".py")
         assert module.is_file() or not words[2].startswith("aligndetr")
     elif words[0] == "aligndetr":
-        assert words[1] in COMMANDS or words[1] == "--help"
-        if words[1] in ("train", "eval"):
-            check_run(words[1:], monkeypatch)
-        elif words[1] in COMMANDS:
-            monkeypatch.setattr("sys.argv", words[:1])
-            with pytest.raises(SystemExit):
-                main([words[1], "--help"])
-            options = {word for word in words[2:] if word.startswith("--")}
-            assert options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+        check_console_command(words[1:], monkeypatch, capsys)
     else:
-        assert words[0] in {"git", "pip"}, f"teach this test about {words}"
+        assert words[0] == "git", f"teach this test about {words}"
+
+
+def check_extras(words):
+    """That `aligndetr[a,b]` and `.[a]` name extras of setup.py."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    (extras,) = (
+        ast.literal_eval(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "extras_require"
+    )
+    for word in words:
+        if "[" in word:
+            assert Requirement(word.replace(".[", "aligndetr[")).extras <= extras.keys()
+
+
+def check_tool(words, monkeypatch):
+    assert (ROOT / words[0]).is_file()
+    if words[0] == "tools/train_net.py":
+        check_run(words, monkeypatch)
+    if words[0] == "tools/sweep.py":
+        start = words.index("--config-file") + 1
+        assert expand_words(words[start:], config_file)
+
+
+def check_console_command(words, monkeypatch, capsys):
+    assert words[0] in COMMANDS or words[0] in ("--help", "--version")
+    if words[0] in ("train", "eval"):
+        check_run(words, monkeypatch)
+    elif words[0] in COMMANDS:
+        monkeypatch.setattr("sys.argv", ["aligndetr"])
+        with pytest.raises(SystemExit):
+            main([words[0], "--help"])
+        options = {word for word in words[1:] if word.startswith("--")}
+        assert options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_fenced_block_says_what_it_is(page):
+    fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.M)
+    assert len(fences) % 2 == 0
+    assert set(fences[::2]) <= LANGUAGES
+    assert set(fences[1::2]) <= {""}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_with_python_has_a_test_that_runs_it(page):
+    name = page.relative_to(ROOT).as_posix()
+    has_python = re.search(r"^ *```python", page.read_text(encoding="utf-8"), re.M) is not None
+    assert has_python == (name in SNIPPETS), "change SNIPPETS"
+    if has_python:
+        assert page.name in (ROOT / SNIPPETS[name]).read_text(encoding="utf-8")
+
+
+def test_the_schedules_of_training_md_follow_the_length_of_the_run():
+    from detectron2.config import LazyCall, instantiate
+    from omegaconf import OmegaConf
+
+    from aligndetr.engine import cosine_lr, multi_step_lr
+
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r" *```python\n(.*?)```", page, re.S)
+    factors = []
+    for line in block.strip().splitlines():
+        names = {"L": LazyCall, "cosine_lr": cosine_lr, "multi_step_lr": multi_step_lr}
+        exec(line.strip(), names)
+        cfg = OmegaConf.create({"train": {"max_iter": 5000}}, flags={"allow_objects": True})
+        cfg.lr_multiplier = names["lr_multiplier"]
+        schedule = instantiate(cfg.lr_multiplier)
+        factors.append([round(schedule(share), 3) for share in (0.05, 0.5, 0.95)])
+    (rising, half, late), (first, middle, last) = factors
+    assert rising < 1 > half > late
+    assert (first, middle, last) == (1, 1, 0.1)
+
+
+def test_commands_are_read_as_a_shell_reads_them():
+    (command,) = (c for c in commands() if c.words[1:2] == ("examples/onnx_predict.py",))
+    assert command.page == "docs/export.md"
+    assert command.words == tuple(
+        shlex.split(
+            "python examples/onnx_predict.py output/demo/model.onnx "
+            "datasets/trees/val/x0000_y0000.png"
+        )
+    )
