@@ -22,7 +22,7 @@ from tests.docs_commands import NOT_RUN, PAGES, ROOT, commands
 from tests.test_extend_page import files_of_the_page
 
 # Languages of fenced blocks. What is typed into a shell says "bash", or no test would see it.
-LANGUAGES = {"bash", "python", "text", "yaml", "json", "mermaid"}
+LANGUAGES = {"bash", "python", "text", "yaml", "json", "mermaid", "bibtex"}
 # Pages with Python blocks, and what runs them.
 SNIPPETS = {
     "README.md": "tests/inference/test_predictor.py",
@@ -169,3 +169,10 @@ def test_commands_are_read_as_a_shell_reads_them():
             "datasets/trees/val/x0000_y0000.png"
         )
     )
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200
+    sizes = [path.stat().st_size for path in (ROOT / "docs/images").iterdir()]
+    assert sum(sizes) < 500_000

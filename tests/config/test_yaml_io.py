@@ -142,6 +142,13 @@ def test_other_suffixes_are_refused(tmp_path):
         load_config(tmp_path / "config.pkl")
 
 
+def test_a_shipped_config_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("aligndetr_k=2_r50_4scale_12ep").train.max_iter == 90_000
+    with pytest.raises(ValueError, match="'aligndetr_dmo' is no file and no .*aligndetr_demo, "):
+        load_config("aligndetr_dmo")
+
+
 def test_no_file_at_all_is_named():
     with pytest.raises(ValueError, match="--config-file FILE is required"):
         load_config("")
