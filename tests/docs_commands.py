@@ -17,7 +17,6 @@ PAGES = [
 # `tests/test_docs.py` parses them, checks every option, config and key, and dry-runs what can be:
 # make by `make -n`, extras against setup.py. All others are run by `tests/test_docs_run.py`.
 NOT_RUN = {
-    "git clone *": "needs the network",
     "pip install *": "needs the network",
     "make *": "minutes to half an hour; .ci/run is `make lint test`",
     "srun *": "needs a SLURM cluster",

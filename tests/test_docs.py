@@ -79,7 +79,7 @@ def test_command_exists(command, monkeypatch, capsys):
     elif words[0] == "aligndetr":
         check_console_command(words[1:], monkeypatch, capsys)
     else:
-        assert words[0] == "git", f"teach this test about {words}"
+        pytest.fail(f"teach this test about {words}")
 
 
 def check_extras(words):

@@ -220,10 +220,9 @@ def test_command_runs(command, folder, monkeypatch):
 
 def test_the_snippet_of_export_md(made, monkeypatch):
     monkeypatch.chdir(made)
-    words = (
-        "aligndetr export --checkpoint output/demo/model_final.pth --output output/demo/model.pt2"
-    )
-    run_words(words.split(), made)
+    words = ["aligndetr", "export", "--checkpoint", "output/demo/model_final.pth"]
+    larger = ["dataset.test_short_edge=96", "dataset.max_size=128"]  # it takes more than 64 pixels
+    run_words([*words, "--output", "output/demo/model.pt2", *larger], made)
     page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)
     names = {}
