@@ -8,6 +8,7 @@ import torch
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from omegaconf import OmegaConf
 from PIL import Image
 
 from .checks import DatasetError
@@ -42,9 +43,9 @@ class DetrDatasetMapper:
     ):
         if img_format not in IMAGE_FORMATS:
             raise ValueError(f"unknown img_format {img_format!r}; choose one of {IMAGE_FORMATS}")
-        self.augmentation = T.AugmentationList(augmentation)
+        self.augmentation = _as_list(augmentation)
         self.augmentation_with_crop = (
-            None if augmentation_with_crop is None else T.AugmentationList(augmentation_with_crop)
+            None if augmentation_with_crop is None else _as_list(augmentation_with_crop)
         )
         self.is_train = is_train
         self.mask_on = mask_on
@@ -108,6 +109,16 @@ class DetrDatasetMapper:
         if self.mask_on and annotations:
             instances.gt_masks = _make_masks(dataset_dict, annotations, transforms, image_size)
         return utils.filter_empty_instances(instances)
+
+
+def _as_list(augmentations: Iterable[T.Augmentation]) -> T.AugmentationList:
+    """With Python's lists for those of a config, which numpy draws from by way of exceptions."""
+    result = T.AugmentationList(augmentations)
+    for augmentation in result.augs:
+        for name, value in vars(augmentation).items():
+            if OmegaConf.is_config(value):
+                setattr(augmentation, name, OmegaConf.to_container(value, resolve=True))
+    return result
 
 
 def _read_image(dataset_dict: dict[str, Any]) -> Image.Image:

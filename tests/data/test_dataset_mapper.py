@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import ListConfig
 from PIL import Image
 
 from aligndetr.data import DatasetError, DetrDatasetMapper, register_dataset
@@ -124,6 +125,20 @@ def test_each_list_is_taken_for_half_of_the_images(entry):
     sizes = [mapper(entry)["image"].shape[1] for _ in range(400)]
     assert set(sizes) == {4, 8}
     assert 160 < sizes.count(4) < 240
+
+
+def test_lists_of_a_config_draw_as_pythons_lists_do(entry):
+    edges = [40, 48, 56]
+    of_config = T.ResizeShortestEdge(ListConfig(edges), max_size=100, sample_style="choice")
+    plain = T.ResizeShortestEdge(edges, max_size=100, sample_style="choice")
+    mapper = DetrDatasetMapper([of_config], None)
+    assert type(of_config.short_edge_length) is list  # a ListConfig costs 1 ms for each image
+    for seed in range(5):
+        shapes = []
+        for each in (mapper, DetrDatasetMapper([plain], None)):
+            np.random.seed(seed)
+            shapes.append(each(entry)["image"].shape)
+        assert shapes[0] == shapes[1]
 
 
 def test_same_seed_same_sample(train_records):
