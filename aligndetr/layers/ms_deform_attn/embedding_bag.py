@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .bordered_table import crop_levels, pad_levels, padded_area, table_rows
+
 # Bags handled at once: indices and weights of a part (4 MB at K = 16) stay in the L2/L3 cache.
 PART = 8192
 
@@ -45,7 +47,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
         ctx.save_for_backward(value, locations, weights)
         ctx.spatial_shapes = spatial_shapes
         batch, queries, heads = locations.shape[:3]
-        table = _pad_levels(value, spatial_shapes)
+        table = pad_levels(value, spatial_shapes)
         out = value.new_empty(batch, queries, heads, value.shape[-1])
         for part in _parts(batch, queries, heads):
             bags = _make_bags(part, spatial_shapes, locations, weights)
@@ -65,7 +67,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
     def backward(ctx, grad_out):
         value, locations, weights = ctx.saved_tensors
         batch, queries, heads = locations.shape[:3]
-        table = _pad_levels(value, ctx.spatial_shapes)
+        table = pad_levels(value, ctx.spatial_shapes)
         grad_table = torch.zeros_like(table)
         grad_out = grad_out.view(batch, queries, heads, value.shape[-1])
         grad_locations = locations.new_empty(locations.shape)
@@ -80,7 +82,7 @@ class _EmbeddingBagAttention(torch.autograd.Function):
             part.write(grad_weights, grad_weight)
             _add_to_corners(part.of_table(grad_table), bags, grad_bags)
         return (
-            _crop_levels(grad_table, ctx.spatial_shapes, value),
+            crop_levels(grad_table, ctx.spatial_shapes, value),
             None,
             grad_locations,
             grad_weights,
@@ -165,8 +167,7 @@ def _make_bags(
     # made a valid one.
     column, row = cell.int().clamp_(min=-2).minimum(size)
     num_heads = part.heads.stop - part.heads.start
-    table_rows = _table_rows(spatial_shapes)
-    of_head = torch.arange(num_heads, dtype=torch.int32) * table_rows
+    of_head = torch.arange(num_heads, dtype=torch.int32) * table_rows(spatial_shapes)
     of_head = of_head.repeat_interleave(len(weights) // num_heads)[:, None]
     top_left = column.addcmul_(row, row_length).add_(first_cell).add_(of_head)
     index = _corner_index(top_left, row_length)
@@ -192,7 +193,7 @@ def _sample_constants(
     for h, w in spatial_shapes:
         first_cell = start + 2 * (w + 2) + 2  # behind two rows and two cells of border
         rows.append((w, h, first_cell, w + 2))
-        start += _padded_area(h, w)
+        start += padded_area(h, w)
     width, height, first_cell, row_length = (
         torch.tensor(rows, dtype=torch.int32).repeat_interleave(points, dim=0).t().contiguous()
     )
@@ -282,46 +283,6 @@ def _sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, num_columns: i
         size=(len(starts) - 1, num_columns),
         check_invariants=False,  # they are not those of a canonical matrix, which is fine here
     )
-
-
-def _padded_area(h: int, w: int) -> int:
-    """Cells of a bordered map: two more on the left of each row, two more rows above and below.
-
-    The right border is the left one of the next row.
-    """
-    return (h + 4) * (w + 2)
-
-
-def _table_rows(spatial_shapes: list[tuple[int, int]]) -> int:
-    """R; the last two are the right border of the last map's last row."""
-    return sum(_padded_area(h, w) for h, w in spatial_shapes) + 2
-
-
-def _pad_levels(value: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
-    """(B, S, M, D) to the table (B, M, R, D), every map with a border of zeros."""
-    batch, _, heads, head_dim = value.shape
-    table = value.new_zeros(batch, heads, _table_rows(spatial_shapes), head_dim)
-    for inner, level in _level_views(table, value, spatial_shapes):
-        inner.copy_(level)
-    return table
-
-
-def _crop_levels(table: Tensor, spatial_shapes: list[tuple[int, int]], value: Tensor) -> Tensor:
-    """`_pad_levels` undone: the (B, S, M, D) of `value` from the table."""
-    cropped = value.new_empty(value.shape)
-    for inner, level in _level_views(table, cropped, spatial_shapes):
-        level.copy_(inner)
-    return cropped
-
-
-def _level_views(
-    table: Tensor, tokens: Tensor, spatial_shapes: list[tuple[int, int]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each level, (B, M, h, w, D) views into the bordered table and into the tokens."""
-    in_table = table[:, :, :-2].split([_padded_area(h, w) for h, w in spatial_shapes], dim=2)
-    in_tokens = tokens.transpose(1, 2).split([h * w for h, w in spatial_shapes], dim=2)
-    for (h, w), padded, plain in zip(spatial_shapes, in_table, in_tokens, strict=True):
-        yield padded.unflatten(2, (h + 4, w + 2))[:, :, 2:-2, 2:], plain.unflatten(2, (h, w))
 
 
 @functools.cache
