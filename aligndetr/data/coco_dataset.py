@@ -1,10 +1,10 @@
 """The images of a COCO json in detectron2's standard format, each made when it is asked for."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 from torch.utils.data import Dataset
@@ -37,10 +37,10 @@ class CocoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index) if self._rows is None else len(self._rows)
 
-    def image_sizes(self) -> Iterator[tuple[int, int]]:
-        """(width, height) of each image as the json says; None where it does not."""
-        rows = range(len(self.index)) if self._rows is None else map(int, self._rows)
-        return ((width, height) for _, height, width, _ in map(self.index.image, rows))
+    def orientations(self) -> np.ndarray:
+        """(N,) bool: the image is wider than high."""
+        orientations = self.index.orientations()
+        return orientations if self._rows is None else orientations[self._rows]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The dict of one image, a new one each time.

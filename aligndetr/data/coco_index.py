@@ -27,7 +27,7 @@ from aligndetr.utils.files import atomic_path
 from .checks import DatasetError, check_images_exist
 from .index_build import INDEX_SCHEMA, METADATA_KEY, IndexInfo, build_index
 
-FORMAT = "v1"
+FORMAT = "v2"
 """Part of each index's name: another layout gets another one."""
 
 IMAGE_SAMPLE = 64
@@ -75,7 +75,10 @@ class CocoIndex:
         self._ends = np.cumsum([batch.num_rows for batch in batches])
         if not reader.schema.equals(INDEX_SCHEMA) or len(self) != self.info.num_images:
             raise BadIndexError(f"{str(path)!r} is not an index of {self.info.num_images} images")
-        self._has_objects = [batch["has_objects"] for batch in batches]
+        self._flags = {
+            name: pa.chunked_array([batch[name] for batch in batches], pa.bool_())
+            for name in ("has_objects", "lying")
+        }
         self._texts = {
             name: [_views(batch[name]) for batch in batches] for name in ("image", "annotations")
         }
@@ -117,8 +120,11 @@ class CocoIndex:
 
     def rows_with_objects(self) -> np.ndarray:
         """(N,) int32, rows of the images that have an object to train on."""
-        flags = [column.to_numpy(zero_copy_only=False) for column in self._has_objects]
-        return np.flatnonzero(np.concatenate(flags)).astype(np.int32)
+        return np.flatnonzero(self._flags["has_objects"].to_numpy()).astype(np.int32)
+
+    def orientations(self) -> np.ndarray:
+        """(N,) bool: the image is wider than high."""
+        return self._flags["lying"].to_numpy()
 
     def _release_pages(self) -> None:
         # They stay in the system's cache, shared by all processes. Without this, a process that

@@ -11,6 +11,7 @@ The index is an Arrow file with one row per image, in the order of the image ids
     annotations  large_binary  JSON: [[bbox, iscrowd, category_id], …], with the segmentation as
                                fourth where there is one
     has_objects  bool          whether an annotation of it can be trained on
+    lying        bool          whether it is wider than high
 
 Annotations of an image are read all or not at all, so they are one piece of text and not a column
 per field: one page of the file instead of a dozen, and numbers keep the json's types. The file's
@@ -52,6 +53,7 @@ INDEX_SCHEMA = pa.schema(
         ("image", pa.large_binary()),
         ("annotations", pa.large_binary()),
         ("has_objects", pa.bool_()),
+        ("lying", pa.bool_()),
     ]
 )
 _PART = pa.schema([("rank", pa.int32()), ("record", pa.binary())])
@@ -244,6 +246,7 @@ def _write_index(
                     images.take(pa.array(ranks.order[first:end])).combine_chunks(),
                     pa.array(_join_annotations(part, first, end), pa.large_binary()),
                     pa.array(tally.has_objects[first:end]),
+                    pa.array(np.greater(*ranks.sizes[first:end].T)),
                 ]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
         file.flush()

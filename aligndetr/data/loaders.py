@@ -80,17 +80,16 @@ def build_detection_train_loader(
 
 
 def _orientations(dataset: Dataset) -> np.ndarray:
-    """(N,) uint8 by index: 1 for an image that is wider than high."""
+    """(N,) bool by index: the image is wider than high."""
     if isinstance(dataset, CocoDataset):
-        sizes = dataset.image_sizes()
-    else:
-        samples = (dataset[index] for index in range(len(dataset)))
-        sizes = ((sample.get("width"), sample.get("height")) for sample in samples)
-    orientations = np.empty(len(dataset), np.uint8)
-    for index, (width, height) in enumerate(sizes):
+        return dataset.orientations()
+    orientations = np.empty(len(dataset), dtype=bool)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        width, height = sample.get("width"), sample.get("height")
         if not width or not height:
             raise DatasetError(
-                f"image {dataset[index].get('file_name', index)!r} has width {width!r} and height "
+                f"image {sample.get('file_name', index)!r} has width {width!r} and height "
                 f"{height!r}; images are grouped by their aspect ratio and need both. Add them, "
                 "or set dataloader.train.aspect_ratio_grouping=False"
             )

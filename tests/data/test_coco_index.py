@@ -173,6 +173,19 @@ def test_objects_are_counted_by_class(build):
     )
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 32 << 20])
+def test_orientations_are_those_of_the_sizes(chunk_bytes, build):
+    content = random_content()
+    for image in content["images"][::7]:
+        image["width"] = image["height"]  # a square does not lie
+    index = build(content, chunk_bytes=chunk_bytes)
+    for filter_empty in (False, True):
+        dataset = CocoDataset(index, "", filter_empty)
+        expected = [record["width"] > record["height"] for record in dataset]
+        assert dataset.orientations().tolist() == expected
+        assert set(expected) == {False, True}
+
+
 def test_a_data_set_is_a_sequence(build):
     dataset = CocoDataset(build(make_content()), "")
     assert len(dataset) == 2
