@@ -33,6 +33,7 @@ def test_every_cell_runs_on_small_data(cells, tmp_path, monkeypatch, capsys):
     assert len(names["found"]) == 10
     assert Image.open("out/alignment/alignment.png").width > 500
     printed = capsys.readouterr().out
+    assert printed.count("Start inference") == 2  # after the training and in the alignment
     assert "train 2 images" in printed
     assert "| decoder 3 |" in printed
 

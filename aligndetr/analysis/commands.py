@@ -1,5 +1,6 @@
 """What the tools do: from a run, a checkpoint or results to files, and to a few lines to print."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -158,4 +159,5 @@ def _errors_as_text(content: dict[str, Any]) -> str:
 
 def _log_to_the_terminal() -> None:
     for name in ("detectron2", "aligndetr"):
-        setup_logger(name=name)
+        if not logging.getLogger(name).handlers:  # of a training in this process, as in a notebook
+            setup_logger(name=name)
