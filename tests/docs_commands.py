@@ -23,6 +23,7 @@ NOT_RUN = {
     "torchrun --nnodes 2 *": "needs two machines",
     "python tools/train_net.py --num-gpus 8 --num-machines 2 *": "needs two machines",
     "python tools/train_on_slurm.py *": "needs a cluster; tests/engine/test_slurm_job.py",
+    "python tools/sweep.py * --num-gpus 8 *": "four trainings for eight GPUs; the demo's is run",
     "*train.wandb.enabled=True*": "needs an account and a server; tests/engine/test_trackers.py",
     "python tools/convert_checkpoint.py * hf://*": "needs an account; tests/inference/test_sharing",
     "python tools/demo.py * --input 0 *": "needs a camera; tests/inference/test_videos.py",

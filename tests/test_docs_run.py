@@ -170,10 +170,8 @@ def shortened(command, folder, monkeypatch):
     if program in TRAINING:
         return shortened_training(words, program, folder, monkeypatch)
     if program in SWEEPS:
-        words = [re.sub(r"^train.seed=0,1,2$", "train.seed=0,1", word) for word in words]
-        words = [word for word in words if not word.startswith("train.max_iter=")]
-        small = [word for word in SMALL if not word.startswith("train.seed")]
-        return [*words, *small, *starting_weights(words)]
+        words = [word for word in words if not word.startswith(("train.max_iter=", "train.seed="))]
+        return [*words, *SMALL, *starting_weights(words)]
     if program == "benchmark":
         words = ["2" if word == "50" else word for word in words]
         return [*words, "--warm-up", "1"]
