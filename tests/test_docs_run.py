@@ -156,28 +156,30 @@ def run_words(words, folder):
 
 
 def shortened(command, folder, monkeypatch):
-    """The words to run: with stand-ins, few processes and small overrides."""
+    """The words to run: with stand-ins, few processes, small images and few steps."""
     words = [with_stand_in(word) for word in command.words]
     for option in ("--num-gpus", "--nproc-per-node"):
         if option in words:
             at = words.index(option) + 1
             words[at] = str(min(2, int(words[at])))
-    program = words[2 if words[1:2] == ["-m"] else 1]
-    if words[1:3] == ["-m", "aligndetr"]:
-        program = words[3]
-    if words[0] == "torchrun":
-        program = "tools/train_net.py"
+    program = program_of(words)
     if program in TRAINING:
         return shortened_training(words, program, folder, monkeypatch)
     if program in SWEEPS:
         words = [word for word in words if not word.startswith(("train.max_iter=", "train.seed="))]
         return [*words, *SMALL, *starting_weights(words)]
-    if program == "benchmark":
-        words = ["2" if word == "50" else word for word in words]
-        return [*words, "--warm-up", "1"]
-    if program == "tools/visualize_data.py" and "finetune" in words:
+    if program in ("benchmark", "tools/visualize_data.py"):  # 50 repeats, 50 images
         return ["2" if word == "50" else word for word in words]
     return words
+
+
+def program_of(words):
+    """The tool, or the command of `aligndetr`."""
+    if words[0] == "torchrun":
+        return "tools/train_net.py"
+    if words[1:3] == ["-m", "aligndetr"]:
+        return words[3]
+    return words[2] if words[1] == "-m" else words[1]
 
 
 def shortened_training(words, program, folder, monkeypatch):
