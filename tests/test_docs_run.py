@@ -94,17 +94,22 @@ def lay_out_as_coco(folder):
 
 def save_weights(folder):
     """Of the published model's shape here and in mmdetection, of its DINO, and of a ResNeXt."""
-    state = sources.made_up(sources.align_detr_shapes(), rows_alike=False)
-    torch.save({"model": state}, folder / "r50.pth")
-    torch.save(
-        {"state_dict": sources.mmdet_align_detr()},
-        folder / "align_detr-4scale_r50_8xb2-12e_coco.pth",
-    )
-    torch.save({"state_dict": sources.mmdet_dino()}, folder / "mmdet_dino.pth")
+    align_detr, dino = shapes(sources.mmdet_align_detr()), shapes(sources.mmdet_dino())
+    files = {
+        "r50.pth": ("model", sources.align_detr_shapes()),
+        "align_detr-4scale_r50_8xb2-12e_coco.pth": ("state_dict", align_detr),
+        "mmdet_dino.pth": ("state_dict", dino),
+    }
+    for name, (key, wanted) in files.items():
+        torch.save({key: sources.made_up(wanted, rows_alike=False)}, folder / name)
     timm = pytest.importorskip("timm")
     from safetensors.torch import save_file
 
     save_file(timm.create_model("resnext50_32x4d").state_dict(), folder / "resnext50.safetensors")
+
+
+def shapes(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def write_video(path):
