@@ -3,6 +3,7 @@
 from .box_refinement import refine_boxes
 from .channel_mapper import ChannelMapper
 from .denoising import DenoisingQueries, make_denoising_queries
+from .detector import Detector
 from .hybrid import with_hybrid_queries
 from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
@@ -15,6 +16,7 @@ from .transformer_backbones import SimpleFeaturePyramid, SwinTransformer, ViT
 __all__ = [
     "ChannelMapper",
     "DenoisingQueries",
+    "Detector",
     "FeatureLevels",
     "LevelPositions",
     "ResNet",
