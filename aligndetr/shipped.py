@@ -6,7 +6,8 @@ In a clone and in an installed wheel, `projects` lies beside `aligndetr`.
 import os
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parents[1] / "projects" / "aligndetr" / "configs"
+PROJECTS = Path(__file__).resolve().parents[1] / "projects"
+CONFIGS = [PROJECTS / name / "configs" for name in ("aligndetr", "align_dab_detr")]
 
 
 def find_config(name: str | os.PathLike) -> str:
@@ -22,12 +23,12 @@ def find_config(name: str | os.PathLike) -> str:
     name = os.fspath(name)
     if not name or Path(name).suffix or Path(name).exists():
         return name
-    shipped = CONFIGS / f"{name}.py"
-    if not shipped.is_file():
-        paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
+    shipped = [folder / f"{name}.py" for folder in CONFIGS if (folder / f"{name}.py").is_file()]
+    if not shipped:
+        paths = (path.relative_to(folder) for folder in CONFIGS for path in folder.rglob("*.py"))
         known = ", ".join(sorted(path.with_suffix("").as_posix() for path in paths))
         raise ValueError(
             f"{name!r} is no file and no shipped config; give a path that ends in .py or .yaml, or "
             f"one of {known}"
         )
-    return str(shipped)
+    return str(shipped[0])

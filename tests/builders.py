@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +14,16 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from aligndetr.criterions import AlignDETRCriterion
+from aligndetr.criterions import AlignDETRCriterion, ManyToOneCriterion
 from aligndetr.layers import PositionEmbeddingSine
 from aligndetr.matchers import MixedMatcher
 from aligndetr.modeling import ChannelMapper, ResNet
+from projects.align_dab_detr.modeling import (
+    AlignDABDETR,
+    DabDetrTransformer,
+    DabDetrTransformerDecoder,
+    DabDetrTransformerEncoder,
+)
 from projects.aligndetr.modeling import (
     AlignDETR,
     Transformer,
@@ -49,7 +56,9 @@ def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> torch.Tensor:
     return torch.tensor(array, dtype=dtype)
 
 
-def tiny_backbone(norm: str = "FrozenBN", use_checkpoint: bool = False) -> ResNet:
+def tiny_backbone(
+    norm: str = "FrozenBN", use_checkpoint: bool = False, out_features: Sequence[str] | None = None
+) -> ResNet:
     """A ResNet of bottleneck blocks [1, 2, 2, 1] and a quarter of R50's channels / 2."""
     stages, in_channels = [], 16
     for stage, num_blocks in enumerate([1, 2, 2, 1]):
@@ -68,7 +77,8 @@ def tiny_backbone(norm: str = "FrozenBN", use_checkpoint: bool = False) -> ResNe
         )
         in_channels = out_channels
     stem = BasicStem(in_channels=3, out_channels=16, norm=norm)
-    return ResNet(stem, stages, out_features=RES, freeze_at=1, use_checkpoint=use_checkpoint)
+    names = RES if out_features is None else out_features
+    return ResNet(stem, stages, out_features=names, freeze_at=1, use_checkpoint=use_checkpoint)
 
 
 def tiny_model(
@@ -127,6 +137,35 @@ def tiny_model(
         "box_noise_scale": 0.0,
     }
     return AlignDETR(**(arguments | overrides))
+
+
+def tiny_dab_model(**overrides) -> AlignDABDETR:
+    """A DAB-DETR on the tiny backbone's res4: 1 encoder and 3 decoder layers, 5 classes."""
+    layers = {"embed_dim": 24, "num_heads": 3, "feedforward_dim": 40, "activation": nn.PReLU()}
+    arguments = {
+        "backbone": tiny_backbone(out_features=["res4"]),
+        "in_features": ["res4"],
+        "in_channels": None,
+        "position_embedding": PositionEmbeddingSine(12, temperature=20, normalize=True),
+        "transformer": DabDetrTransformer(
+            encoder=DabDetrTransformerEncoder(**layers, num_layers=1),
+            decoder=DabDetrTransformerDecoder(**layers, num_layers=3),
+        ),
+        "embed_dim": 24,
+        "num_classes": 5,
+        "num_queries": 17,
+        "criterion": ManyToOneCriterion(
+            num_classes=5,
+            matcher=MixedMatcher(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0),
+            weight_dict={"loss_class": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0},
+            match_num=[1, 2, 2, 1],
+            alpha=0.25,
+            gamma=2.0,
+            tau=1.5,
+        ),
+        "select_box_nums_for_evaluation": 30,
+    }
+    return AlignDABDETR(**(arguments | overrides))
 
 
 RES = ["res3", "res4", "res5"]

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     # Programs, as those in tools/ are: all of the library.
     "aligndetr.cli": {path.stem for path in (ROOT / "aligndetr").iterdir()},
     "projects.aligndetr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},
+    "projects.align_dab_detr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},
 }
 # A run saves its config, in its folder and in its checkpoints; it does not choose it. And it says
 # how deformable attention is computed, which is compiled before the first step.
@@ -69,7 +70,11 @@ EXCEPTIONS = {
     },
 }
 # Configs and tools put the parts together and may import all of the library.
-CONFIG_FOLDERS = ("aligndetr/config/common", "projects/aligndetr/configs")
+CONFIG_FOLDERS = (
+    "aligndetr/config/common",
+    "projects/aligndetr/configs",
+    "projects/align_dab_detr/configs",
+)
 MAX_LINES = {"tools": 60, "cli": 100}
 
 STDLIB_AND_TORCH = sys.stdlib_module_names | {"torch"}

@@ -45,6 +45,7 @@ FUNCTIONS = (
     "aligndetr.engine.optim.backbone_lr_factor",
     "aligndetr.engine.schedule.cosine_lr",
     "aligndetr.engine.schedule.multi_step_lr",
+    "aligndetr.modeling.dilated_resnet.dilated_stages",
     "detectron2.data.build.build_detection_test_loader",
     "detectron2.data.build.build_detection_train_loader",
     "detectron2.data.build.get_detection_dataset_dicts",

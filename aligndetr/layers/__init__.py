@@ -10,6 +10,7 @@ from .box_ops import (
     generalized_box_iou,
     masks_to_boxes,
 )
+from .conditional_attention import ConditionalCrossAttention, ConditionalSelfAttention
 from .mlp import FFN, MLP
 from .ms_deform_attn import (
     MultiScaleDeformableAttention,
@@ -27,6 +28,8 @@ __all__ = [
     "FFN",
     "MLP",
     "BaseTransformerLayer",
+    "ConditionalCrossAttention",
+    "ConditionalSelfAttention",
     "MultiScaleDeformableAttention",
     "MultiheadAttention",
     "PositionEmbeddingSine",

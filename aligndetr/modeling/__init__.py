@@ -4,6 +4,7 @@ from .box_refinement import refine_boxes
 from .channel_mapper import ChannelMapper
 from .denoising import DenoisingQueries, make_denoising_queries
 from .detector import Detector
+from .dilated_resnet import dilated_stages
 from .hybrid import with_hybrid_queries
 from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
@@ -24,6 +25,7 @@ __all__ = [
     "SwinTransformer",
     "TimmBackbone",
     "ViT",
+    "dilated_stages",
     "encoder_reference_points",
     "make_denoising_queries",
     "padding_masks",

@@ -101,6 +101,11 @@ def test_a_shipped_config_may_lie_in_a_folder():
     assert path == ROOT / "projects/aligndetr/configs/ladder/r50_1_dino.py"
 
 
+def test_a_shipped_config_may_be_of_the_second_project():
+    path = Path(config_file("align_dab_detr_r50_50ep"))
+    assert path == ROOT / "projects/align_dab_detr/configs/align_dab_detr_r50_50ep.py"
+
+
 def test_a_file_goes_before_a_shipped_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "finetune").touch()

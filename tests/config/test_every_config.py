@@ -13,25 +13,27 @@ from aligndetr.config import check_targets, config_from_yaml, config_to_yaml, lo
 from aligndetr.engine import build_optimizer
 from tests.builders import random_batch
 
-CONFIGS = Path(__file__).parents[2] / "projects/aligndetr/configs"
+PROJECTS = Path(__file__).parents[2] / "projects"
+CONFIGS = PROJECTS / "aligndetr/configs"
 # These differ in schedule and criterion alone, from one that is in the default suite.
 ALIKE = ("aligndetr_k=2_r50_4scale_24ep", "aligndetr_k=2_r50_4scale_36ep", "finetune",
          "aligndetr_k=2_r50_4scale_tau_3_12ep", "aligndetr_k=2_r50_4scale_tau_3_24ep",
          "r50_1_dino", "r50_2_ia_bce", "r50_3_mixed_matching", "r50_4_rank_weights", "demo_1_dino",
          "demo_2_ia_bce", "demo_3_mixed_matching", "demo_4_rank_weights",
          "aligndetr_k=2_r101_4scale_12ep", "aligndetr_k=2_r50_4scale_12ep",
-         "aligndetr_k=2_swin_b_4scale_12ep", "aligndetr_k=2_swin_l_4scale_12ep")  # fmt: skip
-NO_EXPERIMENTS = {"base", "aligndetr_r50"}
+         "aligndetr_k=2_swin_b_4scale_12ep", "aligndetr_k=2_swin_l_4scale_12ep",
+         "align_dab_detr_r50_dc5_50ep", "align_dab_detr_demo")  # fmt: skip
+NO_EXPERIMENTS = {"base", "aligndetr_r50", "align_dab_detr_r50"}
 NEED_TIMM = ("swin", "vitdet", "convnext")
-PATHS = [path for path in sorted(CONFIGS.rglob("*.py")) if path.stem not in NO_EXPERIMENTS]
+PATHS = sorted(
+    path for path in PROJECTS.glob("*/configs/**/*.py") if path.stem not in NO_EXPERIMENTS
+)
 SLOW = [pytest.mark.slow]
 every_config = pytest.mark.parametrize(
     "path",
     [pytest.param(p, id=p.stem, marks=SLOW if p.stem in ALIKE else []) for p in PATHS],
 )
-full_size = pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("backbones/*.py")), ids=lambda path: path.stem
-)
+BACKBONES = sorted(CONFIGS.glob("backbones/*.py"))
 
 
 def config_of(path):
@@ -53,7 +55,9 @@ def shrink_backbone(model):
     backbone = model.backbone
     if "stages" in backbone and "depth" in backbone.stages:
         widths = [8, 8, 16, 32, 64]
-        backbone.stem.out_channels, model.neck.input_shapes = widths[0], None
+        backbone.stem.out_channels = widths[0]
+        if "neck" in model:
+            model.neck.input_shapes = None
         backbone.stages = [
             [L(BasicBlock)(in_channels=a, out_channels=b, stride=1 + (a != b), norm="FrozenBN")]
             for a, b in zip(widths, widths[1:])
@@ -106,14 +110,18 @@ def test_builds_trains_evaluates_and_saves(path):
 
 
 @pytest.mark.slow
-@full_size
+@pytest.mark.parametrize(
+    "path",
+    [*BACKBONES, *sorted(PROJECTS.glob("align_dab_detr/configs/*_50ep.py"))],
+    ids=lambda path: path.stem,
+)
 def test_backbone_of_full_size(path):
     cfg = config_of(path)
     batch = random_batch([(70, 90)], [2])
     evaluate(train_a_step(cfg, batch), batch)
 
 
-@full_size
+@pytest.mark.parametrize("path", BACKBONES, ids=lambda path: path.stem)
 def test_a_backbone_is_a_few_lines(path):
     text = path.read_text()
     assert f"--config-file projects/aligndetr/configs/backbones/{path.name}" in text

@@ -1,0 +1,1 @@
+"""Align-DETR's criterion on DAB-DETR: anchors as queries, one scale, full attention."""
