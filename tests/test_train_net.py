@@ -29,6 +29,7 @@ SMALL = [
     "train.checkpointer.period=2",
     "train.log_period=1",
     "train.seed=3",
+    "train.report=False",
 ]
 CONFIG = "projects/aligndetr/configs/aligndetr_demo.py"
 
@@ -66,7 +67,9 @@ def average_precision(printed):
 def trained(tmp_path_factory):
     """A run of four iterations: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("train_net") / "run"
-    printed = train_net(*SMALL, "train.max_iter=4", f"train.output_dir={folder}")
+    printed = train_net(
+        *SMALL, "train.max_iter=4", "train.report=True", f"train.output_dir={folder}"
+    )
     return folder, printed
 
 
@@ -74,6 +77,8 @@ def test_a_run_leaves_what_the_readme_says(trained):
     folder, _ = trained
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.json", "log.txt", "curves.png", "model_final.pth"} <= names
+    assert {"report.html", "report.json"} <= names
+    assert json.loads((folder / "report.json").read_text())["images"] == 1
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert sorted(losses(folder)) == [0, 1, 2, 3]
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)

@@ -2,6 +2,7 @@
 
 import aligndetr.quiet  # noqa: F401
 
+from .after_evaluation import report_of_finished_run
 from .commands import alignment_of, comparison_of, report_of
 from .compare import compare_runs, read_runs
 from .evaluations import Evaluation, read_evaluation
@@ -17,5 +18,6 @@ __all__ = [
     "read_evaluation",
     "read_runs",
     "report_of",
+    "report_of_finished_run",
     "write_report",
 ]

@@ -1,7 +1,9 @@
 """The detections of one evaluation together with the ground truth, from files."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def read_evaluation(
     ground_truth: str | os.PathLike,
     image_root: str | os.PathLike | None = None,
 ) -> Evaluation:
-    """Read COCO's results and the annotations that belong to them.
+    """Read COCO's results, or what `aligndetr predict` writes, and the annotations.
 
     Raises:
         OSError: a file cannot be read.
@@ -65,7 +67,7 @@ def read_evaluation(
     truth = GroundTruth.from_content(content, source=str(ground_truth))
     categories = {category["id"]: category["name"] for category in content["categories"]}
     files = {truth.number_of[image["id"]]: image["file_name"] for image in content["images"]}
-    return Evaluation(
+    evaluation = Evaluation(
         name=name,
         truth=truth,
         class_names=[categories[category_id] for category_id in truth.category_ids],
@@ -73,6 +75,7 @@ def read_evaluation(
         image_root=None if image_root is None else Path(image_root),
         results=results,
     )
+    return of_data_set(evaluation)
 
 
 def data_of_config(cfg: DictConfig) -> tuple[str, str | None]:
@@ -92,6 +95,56 @@ def data_of_config(cfg: DictConfig) -> tuple[str, str | None]:
     if not hasattr(metadata, "json_file"):
         raise ValueError(f"data set {name!r} has no json; give the ground truth: --ground-truth")
     return PathManager.get_local_path(metadata.json_file), metadata.get("image_root")
+
+
+def of_data_set(evaluation: Evaluation) -> Evaluation:
+    """With the ids of the data set, also where `aligndetr predict` has written the results.
+
+    It knows neither: an image goes by its path, which ends in the `file_name` of the ground truth,
+    and a class by its number in the order of the category ids.
+
+    Raises:
+        ValueError: there is no such image or class.
+    """
+    results, truth = evaluation.results, evaluation.truth
+    ids = {result["image_id"] for result in results} - truth.number_of.keys()
+    if not ids or not all(isinstance(image_id, str) for image_id in ids):
+        return evaluation  # what is wrong with other ids is said where they are looked up
+    id_of_number = {number: image_id for image_id, number in truth.number_of.items()}
+    id_of_name = {name: id_of_number[i] for i, name in enumerate(evaluation.file_names)}
+    id_of_path = {path: _find(path, id_of_name) for path in ids}
+    return dataclasses.replace(
+        evaluation,
+        results=[
+            {
+                **result,
+                "image_id": id_of_path[result["image_id"]],
+                "category_id": _category(result["category_id"], truth.category_ids),
+            }
+            for result in results
+        ],
+    )
+
+
+def _find(path: str, id_of_name: dict[str, Any]) -> Any:
+    parts = Path(path).parts
+    for start in range(len(parts)):
+        name = "/".join(parts[start:])
+        if name in id_of_name:
+            return id_of_name[name]
+    raise ValueError(
+        f"the results have image {path!r}, whose name no image of the ground truth has; they must "
+        "be of one data set"
+    )
+
+
+def _category(class_id: int, category_ids: Sequence[int]) -> int:
+    if not 0 <= class_id < len(category_ids):
+        raise ValueError(
+            f"the results have class {class_id}, but the ground truth has {len(category_ids)} "
+            "classes; they must be of one data set"
+        )
+    return category_ids[class_id]
 
 
 def _read_json(path: str | os.PathLike) -> Any:

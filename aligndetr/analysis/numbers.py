@@ -15,10 +15,11 @@ from aligndetr.evaluation.box_ap import evaluate_boxes
 from aligndetr.evaluation.error_analysis import KINDS, analyse_errors
 from aligndetr.evaluation.matching import Matches, match_boxes
 from aligndetr.evaluation.objects import SIZES, objects_by_image, of_size
-from aligndetr.evaluation.operating_point import best_f1, confusion_matrix, panoptic_quality
+from aligndetr.evaluation.operating_point import best_f1, confusion_matrix
 from aligndetr.utils.numbers import without_nan
 
 from .evaluations import Evaluation
+from .judged_images import judge_images
 
 METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -148,9 +149,16 @@ def _confusion(matches: Matches, score: float, names: list[str]) -> dict[str, An
 
 def _qualities(evaluation: Evaluation, matches: Matches, score: float) -> list[dict[str, Any]]:
     """From the worst image to the best; images without a quality are left out."""
-    quality = panoptic_quality(matches, score)
-    order = [int(i) for i in np.argsort(quality, kind="stable") if not np.isnan(quality[i])]
-    return [{"file_name": evaluation.file_names[i], "quality": float(quality[i])} for i in order]
+    return [
+        {
+            "file_name": evaluation.file_names[judged.number],
+            "quality": judged.quality,
+            "right": judged.true,
+            "wrong": judged.false,
+            "missed": judged.missed,
+        }
+        for judged in judge_images(matches, score)
+    ]
 
 
 def _alignment_of_detections(evaluation: Evaluation, matches: Matches) -> Alignment:

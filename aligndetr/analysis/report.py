@@ -16,6 +16,7 @@ from aligndetr.utils.html import embedded, number_cell, page, table, text_cell
 from .charts import alignment_chart, as_picture, confusion_chart, curve_chart, error_chart
 from .evaluations import Evaluation
 from .image_pictures import draw_image
+from .judged_images import judge_images
 from .numbers import METRICS, analyse
 
 REPORT_FILE = "report.html"
@@ -159,7 +160,6 @@ def _alignment(content: dict[str, Any], layers: Mapping[str, Alignment]) -> Iter
 def _images(
     content: dict[str, Any], evaluation: Evaluation, matches: Matches, count: int
 ) -> Iterator[str]:
-    rows = content["image_quality"]
     yield "<h2>Worst and best images</h2>"
     yield (
         "<p>By panoptic quality at the best F1's score: the sum of the IoUs of what is found, over "
@@ -169,17 +169,16 @@ def _images(
     if evaluation.image_root is None:
         yield "<p>The images were not at hand.</p>"
         return
-    number_of = {name: number for number, name in enumerate(evaluation.file_names)}
     score = content["operating_point"]["score"] or 0.0
-    worst = range(min(count, len(rows)))
-    best = reversed(range(max(len(worst), len(rows) - count), len(rows)))
-    for title, chosen in (("Worst", worst), ("Best", best)):
+    images = judge_images(matches, score)
+    worst, rest = images[:count], images[count:]
+    for title, chosen in (("Worst", worst), ("Best", rest[: -count - 1 : -1])):
         yield f"<h3>{title}</h3>"
-        for index in chosen:
-            name, quality = rows[index]["file_name"], rows[index]["quality"]
+        for judged in chosen:
+            name = evaluation.file_names[judged.number]
             try:
-                picture = draw_image(evaluation, matches, number_of[name], score)
+                picture = draw_image(evaluation, matches, judged.number, score)
             except (OSError, ValueError) as error:
                 yield f"<p>{html.escape(f'{name}: {error}')}</p>"
             else:
-                yield embedded(picture, f"{name}: {quality:.3f}", "jpeg")
+                yield embedded(picture, f"{name}   {judged.caption}", "jpeg")

@@ -8,6 +8,7 @@ KEY=VALUE changes the config. The same under torchrun and srun, without --num-gp
 import argparse
 import os
 import sys
+import time
 
 from .parsing import config_file, make_parser
 
@@ -35,16 +36,19 @@ def main(doc: str = __doc__, eval_only: bool = False) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train or evaluate, in every process of the run."""
+    """Train or evaluate, in every process of the run; then report on it."""
     from aligndetr import engine
+    from aligndetr.analysis import report_of_finished_run
     from aligndetr.config import apply_overrides, load_config
 
+    start = time.time()
     cfg = apply_overrides(load_config(args.config_file), args.opts)
     engine.setup(cfg, args)
     if args.eval_only:
         engine.do_test(cfg)
     else:
         engine.do_train(cfg, resume=args.resume)
+    report_of_finished_run(cfg, since=start)
 
 
 def parse_run(doc: str, eval_only: bool = False) -> argparse.Namespace:

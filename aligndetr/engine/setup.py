@@ -53,7 +53,7 @@ WHOLE_NUMBERS = {
     "seed": (-1, ", where -1 draws a seed"),
 }
 TEXTS = ("output_dir", "device")
-YES_OR_NO = ("deterministic", "auto_scale_lr")
+YES_OR_NO = ("deterministic", "auto_scale_lr", "report")
 # For configs that were saved before there were these keys.
 LATER_KEYS = {
     "amp.dtype": "bfloat16",
@@ -65,6 +65,7 @@ LATER_KEYS = {
     "max_epochs": None,
     "auto_scale_lr": False,
     "hooks": [],
+    "report": True,
 }
 
 _MISSING = object()

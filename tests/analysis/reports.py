@@ -1,7 +1,6 @@
 """A small data set on disk with detections of every kind of error, and what a page shows."""
 
 import json
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -81,18 +80,3 @@ class Cells(HTMLParser):
     def handle_data(self, data):
         if self._open:
             self.numbers[-1][2] += data.strip()
-
-
-def browse(browser: str, page: Path, screenshot: Path) -> str:
-    """Open a page without a network; returns the document as the browser has built it."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
-    options += [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={screenshot.parent}/chromium",
-    ]
-    for action in (f"--screenshot={screenshot}", "--dump-dom"):
-        done = subprocess.run(
-            [browser, *options, action, page.as_uri()], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-    return done.stdout

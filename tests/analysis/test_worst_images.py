@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from aligndetr.analysis import read_evaluation
-from aligndetr.analysis.worst_images import judge_images, of_data_set, write_worst_images
+from aligndetr.analysis.evaluations import of_data_set
+from aligndetr.analysis.judged_images import judge_images
+from aligndetr.analysis.numbers import analyse
+from aligndetr.analysis.worst_images import write_worst_images
 from aligndetr.evaluation.matching import match_boxes
 
 from .reports import CAT, DOG, write_data
@@ -87,6 +90,21 @@ def test_results_of_predict_are_those_of_the_data_set(evaluation):
     found = of_data_set(dataclasses.replace(evaluation, results=predicted))
     assert found.results == evaluation.results
     assert of_data_set(evaluation) is evaluation
+
+
+def test_the_report_judges_images_as_the_pictures_do(evaluation, tmp_path):
+    content, _, _ = analyse(evaluation)
+    _, written = write_worst_images(evaluation, tmp_path / "worst", edge=50)
+    assert content["image_quality"] == [
+        {
+            "file_name": evaluation.file_names[judged.number],
+            "quality": judged.quality,
+            "right": judged.true,
+            "wrong": judged.false,
+            "missed": judged.missed,
+        }
+        for _, judged in written
+    ]
 
 
 @pytest.mark.parametrize(

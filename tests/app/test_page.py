@@ -16,6 +16,7 @@ from aligndetr.app import open_page
 from aligndetr.app.page import COLUMNS, LOWEST_THRESHOLD, Session, choose, table_of
 from aligndetr.data import DetrDatasetMapper
 from aligndetr.inference import Predictor
+from tests.browsing import needs_browser, open_browser, watch_errors
 
 NAMES = ["cat", "bus"]
 SCORES = [0.9, 0.5, 0.2, 0.1, 0.02]
@@ -141,19 +142,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
         open_page(five_predictor()).__enter__()
 
 
-# What follows needs Gradio, Playwright and Debian's chromium-headless-shell (or another Chromium).
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None
-)
-MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
-MISSING += [] if BROWSER else ["chromium"]
-
-
-def needs_browser(test):
-    skip = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-    # Gradio takes seconds to import, a browser to start.
-    return pytest.mark.slow(skip(test))
+in_a_browser = needs_browser("gradio")
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +158,8 @@ def served():
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 class Visit:
@@ -187,12 +170,7 @@ class Visit:
     def __init__(self, browser, address):
         self.page = browser.new_page()
         self.page.set_default_timeout(60_000)
-        self.errors, self.outside = [], []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on(
-            "console",
-            lambda line: self.errors.append(line.text) if line.type == "error" else None,
-        )
+        self.errors, self.outside = watch_errors(self.page), []
         self.page.route("**/*", self._stay_inside)
         self.page.goto(address)
 
@@ -248,7 +226,7 @@ def as_rows(results):
     ]
 
 
-@needs_browser
+@in_a_browser
 def test_a_visit(served, browser, photo, tmp_path):
     model, address = served
     visit = Visit(browser, address)
@@ -276,7 +254,7 @@ def test_a_visit(served, browser, photo, tmp_path):
     visit.page.close()
 
 
-@needs_browser
+@in_a_browser
 def test_a_file_that_is_no_image_is_answered_on_the_page(served, browser, photo, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     visit = Visit(browser, served[1])
@@ -291,7 +269,7 @@ def test_a_file_that_is_no_image_is_answered_on_the_page(served, browser, photo,
     visit.page.close()
 
 
-@needs_browser
+@in_a_browser
 def test_a_file_that_is_too_large_is_refused(served, browser, tmp_path):
     model, address = served
     before = model.num_images
@@ -309,7 +287,7 @@ def test_a_file_that_is_too_large_is_refused(served, browser, tmp_path):
     visit.page.close()
 
 
-@needs_browser
+@in_a_browser
 def test_a_port_in_use_is_named(served):
     port = int(served[1].rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1, port {port}: "):

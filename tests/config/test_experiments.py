@@ -20,10 +20,16 @@ from aligndetr.config import (
 )
 from tests.builders import golden_json
 
-CONFIGS = Path(__file__).parents[2] / "projects/aligndetr/configs"
-CONFIG_FILES = sorted(set(CONFIGS.rglob("*.py")) - set(CONFIGS.glob("models/*.py")))
+PROJECTS = Path(__file__).parents[2] / "projects"
+CONFIGS = PROJECTS / "aligndetr/configs"
+CONFIG_FILES = sorted(
+    set(PROJECTS.glob("*/configs/**/*.py")) - set(PROJECTS.glob("*/configs/models/*.py"))
+)
 EXPERIMENTS = sorted(CONFIGS.glob("aligndetr_k=2_*.py"))
+DAB_EXPERIMENTS = sorted(PROJECTS.glob("align_dab_detr/configs/*_50ep.py"))
+DECAY_EPOCH = {12: 11, 24: 20, 36: 30, 50: 40}
 stem = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+any_stem = pytest.mark.parametrize("path", EXPERIMENTS + DAB_EXPERIMENTS, ids=lambda p: p.stem)
 
 
 def test_the_experiments_of_the_reference_are_there():
@@ -32,13 +38,13 @@ def test_the_experiments_of_the_reference_are_there():
     }  # fmt: skip
 
 
-@stem
+@any_stem
 def test_file_name_agrees_with_schedule(path):
     cfg = load_config(path)
     epochs = int(re.search(r"(\d+)ep$", path.stem)[1])
     assert cfg.train.max_iter == epochs * ITERS_PER_EPOCH
     assert cfg.lr_multiplier.scheduler.milestones[-1] == cfg.train.max_iter
-    assert cfg.lr_multiplier.scheduler.milestones[0] == {12: 11, 24: 20, 36: 30}[epochs] * 7500
+    assert cfg.lr_multiplier.scheduler.milestones[0] == DECAY_EPOCH[epochs] * 7500
     assert cfg.train.output_dir == f"./output/{path.stem.replace('=', '')}"
 
 
@@ -49,11 +55,26 @@ def test_file_name_agrees_with_criterion(path):
     assert criterion.tau == (3 if "tau_3" in path.stem else 1.5)
 
 
-@stem
+@any_stem
 def test_command_in_the_docstring_names_its_own_file(path):
     text = path.read_text()
-    assert f"--config-file projects/aligndetr/configs/{path.name}\n" in text
-    assert "upstream README" in text or "No published figure" in text
+    assert f"--config-file {path.relative_to(PROJECTS.parent).as_posix()}\n" in text
+    assert "not ours" in text or "No published figure" in text
+
+
+def test_values_of_the_second_project():
+    """As the authors' config has them, for one scale, 300 queries and gradient clipping."""
+    path = PROJECTS / "align_dab_detr/configs/align_dab_detr_r50_50ep.py"
+    cfg = load_config(path)
+    model = cfg.model
+    assert (model.in_features, model.num_queries, model.embed_dim) == (["res5"], 300, 256)
+    assert (model.position_embedding.temperature, model.position_embedding.normalize) == (20, True)
+    assert model.criterion.match_num == [1, 2, 2, 2, 2, 2, 1]
+    assert (model.criterion.tau, model.criterion.alpha, model.criterion.gamma) == (1.5, 0.25, 2.0)
+    assert cfg.train.clip_grad == {"enabled": True, "params": {"max_norm": 0.1, "norm_type": 2}}
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-4, 1e-4)
+    assert cfg.train.max_iter == 375_000
+    assert len(path.read_text().splitlines()) <= 20
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
@@ -95,6 +116,7 @@ def test_values_of_the_reference():
         "fast_dev_run": {"enabled": False},
         "checkpointer": {"period": 10000, "max_to_keep": 100, "best_metric": "bbox/AP"},
         "eval_period": 5000,
+        "report": True,
         "log_period": 100,
         "hooks": [],
         "wandb": {

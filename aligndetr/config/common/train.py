@@ -39,6 +39,8 @@ train = {
     # model_best.pth is the checkpoint with the highest `best_metric`; null keeps none.
     "checkpointer": {"period": 5000, "max_to_keep": 100, "best_metric": "bbox/AP"},
     "eval_period": 5000,
+    # report.html and report.json of the last evaluation, beside its results.
+    "report": True,
     "log_period": 20,
     # Hooks of your own: each builds a detectron2.engine.HookBase (docs/extend.md).
     "hooks": [],
