@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from aligndetr.cli import train
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data_files" / "coco_tiny"
 SMALL = [
@@ -126,6 +128,17 @@ def test_two_processes_on_the_cpu(tmp_path):
     assert sorted(losses(tmp_path)) == [0, 1]
 
 
+def test_a_mistake_ends_all_processes_with_one_line_and_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "run"
+    options = [*SMALL, "train.device=cuda", f"train.output_dir={folder}"]
+    printed = train_net("--num-gpus", "2", *options, fails=True)
+    error = printed[printed.rindex("error: ") :]
+    assert "train.device=cpu" in error
+    assert len(error.splitlines()) == 1
+    assert "Traceback" not in printed
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -133,19 +146,22 @@ def test_two_processes_on_the_cpu(tmp_path):
         ("dataset.train_json=no/such.json", "no/such.json"),
         ("model.num_classes=7", "num_classes"),
         ("train.max_itre=3", "train.max_iter"),
-        ("train.device=cuda", "train.device=cpu"),
         ("model.criterion.match_num=[2,1]", "expected 4"),
         ("dataloader.train.mapper.img_format=HSV", "choose one of"),
         (f"train.init_checkpoint={ROOT}/setup.py", "not readable as data"),
         ("--num-machines=2", "--dist-url"),
     ],
 )
-def test_mistakes_are_named_in_one_line_and_leave_nothing_behind(override, message, tmp_path):
+def test_mistakes_are_named_before_a_process_starts(override, message, tmp_path, monkeypatch):
+    """In this process: another one would spend seconds on imports."""
     folder = tmp_path / "run"
     options = [override, *SMALL] if override.startswith("--") else [*SMALL, override]
-    printed = train_net("--num-gpus", "2", *options, f"train.output_dir={folder}", fails=True)
-    error = printed[printed.rindex("error: ") :]
+    command = ["aligndetr", "--num-gpus", "2", "--config-file", str(ROOT / CONFIG)]
+    monkeypatch.setattr("sys.argv", [*command, *options, f"train.output_dir={folder}"])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    error = str(end.value)
+    assert error.startswith("error: ")
     assert message in error
     assert len(error.splitlines()) == 1
-    assert "Traceback" not in printed
     assert not folder.exists()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from aligndetr.evaluation.matching import match_boxes
 
 from .reports import CAT, DOG, write_data
 
-ROOT = Path(__file__).resolve().parents[2]
+TOOL = str(Path(__file__).resolve().parents[2] / "tools/visualize_json_results.py")
 
 
 @pytest.fixture
@@ -117,18 +117,18 @@ def test_results_of_other_data_are_refused(evaluation, change, message):
         of_data_set(dataclasses.replace(evaluation, results=[{**result, **change}]))
 
 
-def test_the_tool_prints_what_it_draws(tmp_path):
+def test_the_tool_prints_what_it_draws(tmp_path, monkeypatch, capsys):
     truth, results, images = write_data(tmp_path)
-    command = [sys.executable, "tools/visualize_json_results.py", str(results)]
+    command = ["visualize_json_results.py", str(results)]
     command += ["--ground-truth", str(truth), "--output", str(tmp_path / "worst")]
     command += ["--score-threshold", "0", "--edge", "100"]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: the folder of the images is not known")
-    printed = subprocess.run(
-        [*command, "--images", str(images)], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    lines = printed.splitlines()
+    monkeypatch.setattr("sys.path", [*sys.path])  # the tool adds to it
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="^error: the folder of the images is not known"):
+        runpy.run_path(TOOL, run_name="__main__")
+    monkeypatch.setattr("sys.argv", [*command, "--images", str(images)])
+    runpy.run_path(TOOL, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "detections with score >= 0.000"
     assert [line.split("  ")[:2] for line in lines[1:]] == [
         ["0.000", "0 right, 2 wrong, 2 missed"],
