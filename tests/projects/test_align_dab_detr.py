@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from aligndetr.export.graph import to_onnx
 from aligndetr.layers import get_sine_pos_embed
 from aligndetr.modeling import padding_masks
 from projects.align_dab_detr.modeling import DabDetrTransformerDecoder, DabDetrTransformerEncoder
@@ -18,6 +19,16 @@ B, Q, C, LAYERS = 2, 17, 24, 3
 def model():
     torch.manual_seed(0)
     return tiny_dab_model().eval()
+
+
+@pytest.fixture(scope="module")
+def onnx_model():
+    """The model, and a session of its file."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = tiny_dab_model().eval()
+    return model, onnxruntime.InferenceSession(to_onnx(model))
 
 
 def sine_of_layers(decoder, boxes):
@@ -179,6 +190,18 @@ def test_predict_gives_the_boxes_of_forward(model):
     torch.testing.assert_close(found.scores, scores[0])
     torch.testing.assert_close(found.pred_boxes.tensor, boxes[0])
     assert torch.equal(found.pred_classes, classes[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 97, 130), (3, 3, 128, 75)])
+def test_onnx_takes_any_number_and_size_of_images(shape, onnx_model):
+    model, session = onnx_model
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    with torch.no_grad():
+        boxes, scores, classes = model.predict(images)
+    found = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found[0]), boxes, atol=0.01, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(found[1]), scores, atol=1e-5, rtol=0)
+    assert torch.equal(torch.from_numpy(found[2]), classes)
 
 
 def test_all_layers_end_with_the_detections(model):

@@ -179,7 +179,9 @@ class DabDetrTransformerDecoder(TransformerLayerSequence):
         """
         reference_size = self.ref_anchor_head(query).sigmoid()
         ratio = reference_size / boxes[..., 2:].clamp(min=MIN_EDGE).to(query.dtype)
-        return ratio.flip(-1).repeat_interleave(self.embed_dim // 2, dim=-1)
+        of_x, of_y = ratio.split(1, dim=-1)
+        half = self.embed_dim // 2
+        return torch.cat([of_y.expand(-1, -1, half), of_x.expand(-1, -1, half)], dim=-1)
 
 
 class DabDetrTransformer(nn.Module):
@@ -224,6 +226,7 @@ class DabDetrTransformer(nn.Module):
         tokens, positions = (maps.flatten(2).transpose(1, 2) for maps in (x, pos_embed))
         positions, padding_mask = positions.to(tokens.dtype), mask.flatten(1)
         memory = self.encoder(tokens, positions, padding_mask)
-        boxes = anchor_box_embed.sigmoid().expand(len(x), -1, -1)
-        query = memory.new_zeros(len(x), boxes.shape[1], self.embed_dim)
+        batch = x.shape[0]  # not len(x), which a tracer takes for a constant
+        boxes = anchor_box_embed.sigmoid().expand(batch, -1, -1)
+        query = memory.new_zeros(batch, boxes.shape[1], self.embed_dim)
         return self.decoder(query, memory, positions, padding_mask, boxes)
