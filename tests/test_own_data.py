@@ -31,6 +31,11 @@ SMALL = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr("aligndetr.engine.curves.plot_curves", lambda metrics, picture: None)
+
+
 def demo_config(root, out, *options):
     options = [*SMALL, f"dataset.root={root}", f"train.output_dir={out}", *options]
     cfg = apply_overrides(load_config(CONFIGS / "aligndetr_demo.py"), options)

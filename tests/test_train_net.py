@@ -52,6 +52,15 @@ def train_net(*args, config=CONFIG, fails=False):
     return printed
 
 
+def error_of(monkeypatch, *args):
+    """The error of a run that cannot start, in this process: another would import for seconds."""
+    command = ["aligndetr", "--config-file", str(ROOT / CONFIG), *args]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    return str(end.value)
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
@@ -113,10 +122,10 @@ def test_the_saved_config_trains_the_same_model(trained, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_second_run_does_not_overwrite_but_resume_goes_on(trained):
+def test_a_second_run_does_not_overwrite_but_resume_goes_on(trained, monkeypatch):
     folder, _ = trained
     arguments = (*SMALL, "train.max_iter=6", f"train.output_dir={folder}")
-    assert "--resume" in train_net(*arguments, fails=True)
+    assert "--resume" in error_of(monkeypatch, *arguments)
     train_net("--resume", *arguments)
     assert sorted(losses(folder)) == [0, 1, 2, 3, 4, 5]
 
@@ -153,14 +162,9 @@ def test_a_mistake_ends_all_processes_with_one_line_and_leaves_nothing_behind(tm
     ],
 )
 def test_mistakes_are_named_before_a_process_starts(override, message, tmp_path, monkeypatch):
-    """In this process: another one would spend seconds on imports."""
     folder = tmp_path / "run"
     options = [override, *SMALL] if override.startswith("--") else [*SMALL, override]
-    command = ["aligndetr", "--num-gpus", "2", "--config-file", str(ROOT / CONFIG)]
-    monkeypatch.setattr("sys.argv", [*command, *options, f"train.output_dir={folder}"])
-    with pytest.raises(SystemExit) as end:
-        train.main()
-    error = str(end.value)
+    error = error_of(monkeypatch, "--num-gpus", "2", *options, f"train.output_dir={folder}")
     assert error.startswith("error: ")
     assert message in error
     assert len(error.splitlines()) == 1

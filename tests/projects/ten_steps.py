@@ -33,10 +33,22 @@ def as_vector(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+def losses_and_gradients(model, batch):
+    """By name, of a model with or without DDP."""
+    losses = model(batch)
+    sum(losses.values()).backward()
+    module = getattr(model, "module", model)
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
 def train(folder):
-    """Leave the losses of ten steps, and what these changed in the weights."""
+    """Leave each rank's losses and gradients of the first batch, and by the main process the losses
+    of ten steps and what these changed in the weights."""
     for name, counts in COUNTS.items():
         model = create_ddp_model(golden_tiny_model(dn_number=0).train())
+        found = losses_and_gradients(model, next(iter(Batches(counts))))
+        torch.save(found, f"{folder}/{name}{comm.get_rank()}.pth")
         before = as_vector(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         trainer = Trainer(
