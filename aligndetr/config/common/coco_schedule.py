@@ -37,9 +37,12 @@ def coco_schedule(epochs: int, decay_epoch: int, warmup_steps: int = 0) -> tuple
             f"{decay_iter}, where the learning rate falls"
         )
     lr_multiplier = L(WarmupParamScheduler)(
-        scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[decay_iter, max_iter]),
-        warmup_length=warmup_steps / max_iter,
-        warmup_factor=0.001,
-        warmup_method="linear",
+        scheduler=L(MultiStepParamScheduler)(
+            values=[1.0, 0.1],  # factors of the learning rate, one after the other
+            milestones=[decay_iter, max_iter],  # their ends, in parts of the last number
+        ),
+        warmup_length=warmup_steps / max_iter,  # share of the run in which the rate first rises
+        warmup_factor=0.001,  # of the rate, where it starts to rise
+        warmup_method="linear",  # or "constant", at `warmup_factor`
     )
     return max_iter, lr_multiplier

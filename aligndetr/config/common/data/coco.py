@@ -20,14 +20,14 @@ from aligndetr.evaluation import COCOEvaluator
 
 dataset = OmegaConf.create(
     {
-        "root": None,
-        "train_json": None,
-        "train_images": None,
-        "val_json": None,
-        "val_images": None,
-        "train_short_edges": list(range(480, 801, 32)),
-        "test_short_edge": 800,
-        "max_size": 1333,
+        "root": None,  # a folder in COCO's, Roboflow's or YOLO's layout, in place of the next four
+        "train_json": None,  # COCO annotations to train on
+        "train_images": None,  # the folder that file names in `train_json` start from
+        "val_json": None,  # COCO annotations to evaluate on
+        "val_images": None,  # the folder that file names in `val_json` start from
+        "train_short_edges": list(range(480, 801, 32)),  # pixels; each image draws one
+        "test_short_edge": 800,  # pixels of the shorter edge in evaluation
+        "max_size": 1333,  # most pixels of the longer edge; the shorter then has fewer
     }
 )
 
@@ -36,9 +36,9 @@ def _dataset(split, filter_empty):
     return L(get_detection_dataset)(
         names=L(register_dataset)(
             split=split,
-            root="${dataset.root}",
-            json_file=f"${{dataset.{split}_json}}",
-            image_root=f"${{dataset.{split}_images}}",
+            root="${dataset.root}",  # follows `dataset`
+            json_file=f"${{dataset.{split}_json}}",  # follows `dataset`
+            image_root=f"${{dataset.{split}_images}}",  # follows `dataset`
         ),
         filter_empty=filter_empty,
     )
@@ -68,7 +68,7 @@ dataloader.train = L(build_detection_train_loader)(
         mask_on=False,
         img_format="RGB",
     ),
-    total_batch_size=16,
+    total_batch_size=16,  # images of one forward pass, over all processes together
     num_workers=16,
     device="${train.device}",
     seed="${train.seed}",
@@ -92,6 +92,6 @@ dataloader.test = L(build_detection_test_loader)(
 )
 
 dataloader.evaluator = L(COCOEvaluator)(
-    dataset_name="${..test.dataset.names}",
+    dataset_name="${..test.dataset.names}",  # whose ground truth the results are compared with
     output_dir="${train.output_dir}",
 )
