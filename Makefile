@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | gpu-check | clean
+# make setup | demo | test | lint | docs | gpu-check | clean
 #
 # PYTHON is the interpreter that creates the environment, VENV where it lies:
 #   make setup PYTHON=python3.12 VENV=/path/to/venv
@@ -12,13 +12,14 @@ TEST_WORKERS ?= 2
 DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
 DEMO_OUTPUT := output/demo
 
-.PHONY: help setup demo test lint gpu-check clean
+.PHONY: help setup demo test lint docs gpu-check clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything, detectron2 included"
 	@echo "make demo    train, evaluate and draw on real aerial images (about ten minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and format"
+	@echo "make docs    build the documentation into site/; every warning is an error"
 	@echo "make gpu-check   check and measure on a GPU (minutes); says so where there is none"
 	@echo "make clean   remove caches and build products; $(VENV), datasets and output stay"
 
@@ -49,10 +50,18 @@ lint: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 
+# Installs what it needs, which `make setup` leaves out. The variable keeps the theme from advertising.
+docs: setup $(VENV)/docs.done
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+$(VENV)/docs.done: requirements-docs.txt
+	$(PIP) install -c requirements.txt -r requirements-docs.txt
+	@touch $@
+
 # Exit code 2 where there is no GPU.
 gpu-check: setup
 	$(RUN) benchmarks/gpu_check.py
 
 clean:
-	rm -rf build dist aligndetr.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site aligndetr.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.*' -not -path './$(VENV)/*' -prune -exec rm -r {} +

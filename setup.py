@@ -70,6 +70,7 @@ setup(
         "app": ["gradio>=6"],  # aligndetr app, the page in the browser
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": ["hypothesis", "pytest>=8", "pytest-xdist", "ruff"],
+        "docs": ["latex2mathml>=3.77", "mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # make docs
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],  # tools/export.py
         "mlflow": ["mlflow-skinny>=2.10"],  # train.mlflow; the server needs the whole mlflow

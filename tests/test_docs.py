@@ -123,6 +123,41 @@ def test_relative_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_lead_to_a_heading(page):
+    """On GitHub; `make docs` checks them for the site."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    wrong = [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if anchor not in anchors_of(page.parent / path if path else page)
+    ]
+    assert wrong == []
+
+
+def anchors_of(page):
+    """Of the headings of a Markdown file, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", h.strip().lower()).replace(" ", "-") for h in headings}
+
+
+def test_anchors_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Two runs, or more\n## Keys of `train`\n```bash\n# no heading\n```\n")
+    assert anchors_of(page) == {"two-runs-or-more", "keys-of-train"}
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    """Which `make docs` checks as well, where mkdocs is installed."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    listed = set(re.findall(r": (\S+\.md)$", navigation, re.M))
+    outside = {"index.md", "repository/CONTRIBUTING.md"}
+    here = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {path for path in listed if not path.startswith("repository/")} == here | {"index.md"}
+    assert outside <= listed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_fenced_block_says_what_it_is(page):
     fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.M)
     assert len(fences) % 2 == 0

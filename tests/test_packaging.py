@@ -114,6 +114,7 @@ def test_every_requirement_has_a_tested_pin(requirements):
         "requirements-dev.txt",
         "requirements-app.txt",
         "requirements-bench.txt",
+        "requirements-docs.txt",
         "requirements-trackers.txt",
     )
     tested = {name: pin for file in files for name, pin in pins(file).items()}

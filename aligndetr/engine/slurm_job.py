@@ -104,7 +104,7 @@ def submit(
     except ImportError as error:
         raise ValueError(
             "submitit is not installed; pip install 'aligndetr[slurm]', or write an sbatch script "
-            "with `srun` in it, see docs/training.md"
+            "with `srun` in it, see docs/distributed.md"
         ) from error
     executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=requeues)
     executor.update_parameters(

@@ -53,7 +53,7 @@ An experiment is a `.py` file that changes some of them; on the command line a k
 ```bash
 python tools/train_net.py --config-file projects/aligndetr/configs/finetune.py \\
     dataset.root=/path/to/data train.amp.enabled=True model.criterion.match_num=[3,3,3,3,3,3,1] \\
-    train.max_epochs=24 dataloader.train.mapper.augmentation.0.prob=0.3
+    dataloader.train.mapper.augmentation.0.prob=0.3
 ```
 
 - `null` empties a key, `[a,b]` is a list, `{a: 1}` a group; a number in a key is a place in a list.

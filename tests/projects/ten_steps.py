@@ -1,7 +1,7 @@
 """Ten steps of the tiny model with four images in all; `torchrun ten_steps.py FOLDER`.
 
 Equal image sizes and no denoising: otherwise padding and the number of groups follow the local
-batch (docs/training.md).
+batch (docs/distributed.md).
 """
 
 import sys

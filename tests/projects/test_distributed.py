@@ -1,7 +1,7 @@
 """Two Gloo processes of two images each compute what one process computes with all four.
 
 This holds for equal image sizes and without denoising: padding and the number of denoising groups
-follow the local batch (docs/training.md).
+follow the local batch (docs/distributed.md).
 """
 
 import os
