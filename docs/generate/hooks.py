@@ -7,6 +7,7 @@ a script.
 """
 
 import html
+import json
 import posixpath
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md")  # that are there whether a page links to them or not
-LANGUAGES = {".py": "python", ".cpp": "cpp", ".yaml": "yaml", ".toml": "toml", ".ipynb": "json"}
+LANGUAGES = {".py": "python", ".cpp": "cpp", ".yaml": "yaml", ".toml": "toml"}
 
 # Code is passed over: group 2 is there for links only.
 _LINK = re.compile(r"```.*?```|`[^`\n]*`|(\]\()([^)\s]+)(?=\))", re.S)
@@ -115,5 +116,24 @@ def page_text(path: str) -> str:
     text = file.read_text(encoding="utf-8")
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        return notebook_text(json.loads(text))
     language = LANGUAGES.get(file.suffix, "text")
     return f"# {path}\n\n````{language}\n{text}\n````\n"
+
+
+def notebook_text(notebook: dict) -> str:
+    """Its cells, and what they have printed and drawn."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                picture = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f"![what the cell drew](data:image/png;base64,{picture})")
+            else:
+                printed = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"````text\n{printed}\n````")
+    return "\n\n".join(parts)
