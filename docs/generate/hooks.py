@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md")  # that are there whether a page links to them or not
+PROSE = (".md", ".ipynb")  # have links; all others are shown as they are
 LANGUAGES = {".py": "python", ".cpp": "cpp", ".yaml": "yaml", ".toml": "toml"}
 
 # Code is passed over: group 2 is there for links only.
@@ -38,7 +39,7 @@ def on_files(files: Files, config) -> Files:
             continue
         done.add(path)
         text = page_text(path)
-        if path.endswith(".md"):
+        if path.endswith(PROSE):
             waiting += linked_files(path, text)
         # Sources are not in the navigation; a Markdown file is, or mkdocs says that it is not.
         level = InclusionLevel.INCLUDED if path.endswith(".md") else InclusionLevel.NOT_IN_NAV
@@ -51,7 +52,7 @@ def on_files(files: Files, config) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_) -> str:
     """Leads links to where the site has what they name; broken ones stay, for mkdocs to report."""
     own_path = getattr(page.file, "repository_path", f"docs/{page.file.src_uri}")
-    if not own_path.endswith(".md"):
+    if not own_path.endswith(PROSE):
         return markdown
     folder = posixpath.dirname(page.file.src_uri)
 
