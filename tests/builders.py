@@ -86,6 +86,8 @@ def tiny_model(
     num_queries: int = 20,
     dn_number: int = 10,
     num_heads: int = 4,
+    encoder_layers: int = 2,
+    decoder_layers: int = 3,
     **overrides,
 ) -> AlignDETR:
     """The golden tiny model: 2 encoder and 3 decoder layers, 5 classes (golden README)."""
@@ -104,7 +106,7 @@ def tiny_model(
             for name, weight in {"class": 1.0, "bbox": 5.0, "giou": 2.0}.items()
             for part in ("", "_dn")
         },
-        match_num=[2, 2, 2, 1],
+        match_num=[*[2] * decoder_layers, 1],
         alpha=0.25,
         gamma=2.0,
         tau=1.5,
@@ -123,8 +125,8 @@ def tiny_model(
             norm_layer=nn.GroupNorm(math.gcd(8, embed_dim), embed_dim),
         ),
         "transformer": Transformer(
-            encoder=TransformerEncoder(**layers, num_layers=2),
-            decoder=TransformerDecoder(**layers, num_layers=3),
+            encoder=TransformerEncoder(**layers, num_layers=encoder_layers),
+            decoder=TransformerDecoder(**layers, num_layers=decoder_layers),
             two_stage_num_proposals=num_queries,
         ),
         "embed_dim": embed_dim,

@@ -18,11 +18,14 @@ from .graph import to_program
 from .metadata import describe
 from .onnx_file import write_onnx
 from .parity import Comparison, ParityError, Tolerance, agree, compare, render_table
+from .ranking import ranking_name
 from .running import METADATA_FILE, RunningDetector, load_onnx, load_program
 
 FORMATS = (".onnx", ".pt2")
-TOLERANCE = Tolerance(box=0.5, score=1e-3)
-HALF_TOLERANCE = Tolerance(box=2.0, score=0.02)
+# The gap is what float32 makes of scores: those of PyTorch, for the demo's model, are up to 1.3e-4
+# away from those in float64 (of onnxruntime 4e-6), and two of them may be.
+TOLERANCE = Tolerance(box=0.5, score=1e-3, gap=5e-4)
+HALF_TOLERANCE = Tolerance(box=2.0, score=0.02, gap=0.05)
 
 
 def export_model(
@@ -62,23 +65,23 @@ def export_model(
         raise ValueError("no image to compare on: give files of images")
     metadata = describe(predictor) | {"weights": "float16" if half else "float32"}
     tolerance = HALF_TOLERANCE if half else TOLERANCE
+    load = load_onnx if Path(path).suffix == ".onnx" else load_program
     with atomic_path(path) as temporary:
-        if temporary.suffix == ".onnx":
+        if load is load_onnx:
             write_onnx(predictor.model, temporary, metadata, half)
-            exported = load_onnx(temporary)
         else:
             program = to_program(predictor.model)
             torch.export.save(program, temporary, extra_files={METADATA_FILE: json.dumps(metadata)})
-            exported = load_program(temporary)
+        exported = load(temporary, ranking=ranking_name(predictor.model))
         comparisons = compare(predictor.model, exported, pixels, tolerance)
         report(render_table(comparisons, tolerance))
-        if not agree(comparisons):
+        if not agree(comparisons, tolerance):
             raise ParityError(
                 f"{os.fspath(path)!r} was not written: the exported model differs from the model "
                 "by more than is allowed, see the table"
             )
         if check is not None:
-            check(exported)
+            check(load(temporary))
     report(f"{os.fspath(path)}: {os.path.getsize(path) / 1e6:.1f} MB")
     return comparisons
 

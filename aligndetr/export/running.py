@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from .extra import require
+from .ranking import RankingInterpreter, add_ranking_output
 
 METADATA_FILE = "metadata.json"
-Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class RunningDetector:
@@ -23,7 +24,7 @@ class RunningDetector:
 
     Args:
         run: images (B, 3, H, W) uint8 to boxes (B, N, 4), xyxy in pixels of the images, scores
-            (B, N) and class ids (B, N).
+            (B, N) and class ids (B, N); perhaps also the ranking of tokens (B, Q).
         metadata: of the file.
     """
 
@@ -32,28 +33,47 @@ class RunningDetector:
         self.metadata = metadata
 
     def __call__(self, batched_inputs: list[dict]) -> list[dict]:
-        """See `AlignDETR.forward`: images of one size are one batch, and others run apart."""
+        """See `AlignDETR.forward`: images of one size are one batch, and others run apart.
+
+        Where the file gives its ranking, an image's result has "ranking" (Q,) beside "instances".
+        """
         by_size = defaultdict(list)
         for index, x in enumerate(batched_inputs):
             by_size[tuple(x["image"].shape)].append(index)
         results: list[dict] = [{} for _ in batched_inputs]
         for (_, *size), indices in by_size.items():
             outputs = self.run(torch.stack([batched_inputs[index]["image"] for index in indices]))
-            for index, boxes, scores, class_ids in zip(indices, *outputs, strict=True):
+            for index, boxes, scores, class_ids, *ranking in zip(indices, *outputs, strict=True):
                 found = Instances(tuple(size))
                 found.pred_boxes, found.scores, found.pred_classes = Boxes(boxes), scores, class_ids
                 height = batched_inputs[index].get("height", size[0])
                 width = batched_inputs[index].get("width", size[1])
                 results[index] = {"instances": detector_postprocess(found, height, width)}
+                if ranking:
+                    results[index]["ranking"] = ranking[0]
         return results
 
 
-def load_onnx(path: str | os.PathLike, providers: tuple = ("CPUExecutionProvider",)):
-    """A `RunningDetector` of an ONNX file, in onnxruntime. Needs the extra `export`."""
+def load_onnx(
+    path: str | os.PathLike,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    ranking: str | None = None,
+) -> RunningDetector:
+    """A `RunningDetector` of an ONNX file, in onnxruntime. Needs the extra `export`.
+
+    Args:
+        providers: of onnxruntime, in order of preference.
+        ranking: a `ranking_name`; the detector then gives its ranking as well.
+    """
     onnxruntime = require("onnxruntime")
+    source = os.fspath(path)
+    if ranking:
+        content = require("onnx").load(source)
+        add_ranking_output(content, ranking)
+        source = content.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
+    session = onnxruntime.InferenceSession(source, options, providers=list(providers))
 
     def run(images: Tensor) -> Any:
         outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
@@ -62,10 +82,12 @@ def load_onnx(path: str | os.PathLike, providers: tuple = ("CPUExecutionProvider
     return RunningDetector(run, session.get_modelmeta().custom_metadata_map)
 
 
-def load_program(path: str | os.PathLike) -> RunningDetector:
-    """A `RunningDetector` of a .pt2 file."""
+def load_program(path: str | os.PathLike, ranking: str | None = None) -> RunningDetector:
+    """A `RunningDetector` of a .pt2 file; `ranking` as of `load_onnx`."""
     metadata = {METADATA_FILE: ""}
     module = torch.export.load(path, extra_files=metadata).module()
+    if ranking:
+        module = RankingInterpreter(module, ranking)
 
     @torch.no_grad()
     def run(images: Tensor) -> Any:

@@ -9,7 +9,7 @@ from .hybrid import with_hybrid_queries
 from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
 from .postprocess import select_top_predictions
-from .proposals import propose_from_tokens
+from .proposals import TokenRanking, propose_from_tokens
 from .resnet import ResNet
 from .timm_backbone import TimmBackbone
 from .transformer_backbones import SimpleFeaturePyramid, SwinTransformer, ViT
@@ -24,6 +24,7 @@ __all__ = [
     "SimpleFeaturePyramid",
     "SwinTransformer",
     "TimmBackbone",
+    "TokenRanking",
     "ViT",
     "dilated_stages",
     "encoder_reference_points",

@@ -1,13 +1,15 @@
 """Two-stage proposals: a box for each encoder token, before any head has seen it.
 
 Deformable DETR, appendix A.4: the token's own place, and a size that doubles from level to level.
-Shapes: B batch, S tokens over all levels.
+Shapes: B batch, S tokens over all levels, Q queries.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from aligndetr.utils import smaller_size
 
 from .levels import cell_centres
 
@@ -43,3 +45,16 @@ def propose_from_tokens(
     unusable = padding_mask | ~inside
     logits = torch.log(proposals / (1 - proposals))
     return logits.masked_fill(unusable[..., None], float("inf")), unusable
+
+
+class TokenRanking(nn.Module):
+    """The tokens that become queries: those of highest score, best first.
+
+    A module without weights, so that a forward hook can see the scores, and give another ranking
+    in place of this one. Each rank has a query of its own: two runtimes that round differently can
+    rank near-equal tokens differently, and are compared on one ranking (`aligndetr.export`).
+    """
+
+    def forward(self, scores: Tensor, count: int) -> Tensor:
+        """Scores (B, S) to token indices (B, Q), Q = min(count, S)."""
+        return scores.topk(smaller_size(count, scores.shape[1]), dim=1).indices

@@ -29,6 +29,11 @@ def example():
     return module
 
 
+@pytest.fixture(scope="module")
+def detector(example, onnx_file):
+    return example.OnnxDetector(onnx_file)
+
+
 def test_imports_neither_torch_nor_detectron2_nor_us():
     nodes = list(ast.walk(ast.parse(EXAMPLE.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -60,19 +65,18 @@ runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 @pytest.mark.parametrize(
     "size", [(640, 480), (333, 500), (97, 97), (1000, 301), (301, 1000), (144, 99), (20, 31)]
 )
-def test_makes_the_pixels_of_the_test_mapper(size, example, onnx_file, predictor):
+def test_makes_the_pixels_of_the_test_mapper(size, detector, predictor):
     pixels = np.random.default_rng(0).integers(256, size=(*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    (made,) = example.OnnxDetector(onnx_file).prepare(image)
+    (made,) = detector.prepare(image)
     np.testing.assert_array_equal(made, predictor.mapper.map_image(image, {})["image"])
     assert min(made.shape[1:]) == SHORT_EDGE or max(made.shape[1:]) == MAX_SIZE
 
 
-def test_finds_what_the_predictor_finds(example, onnx_file, predictor, tmp_path):
+def test_finds_what_the_predictor_finds(detector, predictor, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lying
     Image.open(IMAGES[1]).save(tmp_path / "lying.jpg", exif=exif)
-    detector = example.OnnxDetector(onnx_file)
     for path in (*IMAGES, tmp_path / "lying.jpg"):
         expected = predictor(path, score_threshold=0.05)
         with Image.open(path) as image:

@@ -25,8 +25,15 @@ from aligndetr.export.export import HALF_TOLERANCE
 from aligndetr.export.graph import TensorDetector
 from aligndetr.export.half import to_half
 from aligndetr.inference import Predictor
-from tests.builders import golden_tiny_model
-from tests.export.conftest import IMAGES, MAX_SIZE, NAMES, SHORT_EDGE
+from tests.builders import tiny_model
+from tests.export.conftest import (
+    DECODER_LAYERS,
+    ENCODER_LAYERS,
+    IMAGES,
+    MAX_SIZE,
+    NAMES,
+    SHORT_EDGE,
+)
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -81,7 +88,7 @@ def test_onnx_attends_by_grid_sample(onnx_file):
     import onnx
 
     count = sum(node.op_type == "GridSample" for node in onnx.load(onnx_file).graph.node)
-    assert count == (2 + 3) * 4  # encoder and decoder layers, levels
+    assert count == (ENCODER_LAYERS + DECODER_LAYERS) * 4  # levels
 
 
 def test_half_the_weights_are_float16_and_no_location_is(onnx_file, tmp_path):
@@ -94,7 +101,7 @@ def test_half_the_weights_are_float16_and_no_location_is(onnx_file, tmp_path):
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     kept = [node for node in products if "sampling_offsets" in node.name]
-    assert len(kept) == 5  # encoder and decoder layers
+    assert len(kept) == ENCODER_LAYERS + DECODER_LAYERS
     for node in products:
         weight = types.get(node.input[1])
         assert weight != onnx.TensorProto.FLOAT16 or node not in kept
@@ -116,12 +123,12 @@ def test_a_file_that_finds_something_else_does_not_appear(
 ):
     real = export.load_onnx
 
-    def shifted(path):
-        detector = real(path)
+    def shifted(path, **options):
+        detector = real(path, **options)
 
         def run(images):
-            boxes, scores, class_ids = detector.run(images)
-            return boxes + torch.tensor([0.6, 0, 0.6, 0]), scores, class_ids
+            boxes, *more = detector.run(images)
+            return boxes + torch.tensor([0.6, 0, 0.6, 0]), *more
 
         return RunningDetector(run, detector.metadata)
 
@@ -189,7 +196,7 @@ def test_image_files_are_needed(predictor, tmp_path):
 
 
 def test_a_backbone_that_wants_padded_images_is_refused(monkeypatch):
-    model = golden_tiny_model()
+    model = tiny_model()
     monkeypatch.setattr(type(model.backbone), "size_divisibility", 32)
     with pytest.raises(ValueError, match="padded to multiples of 32 pixels"):
         TensorDetector(model)

@@ -10,8 +10,9 @@ from detectron2.structures import Boxes, Instances
 
 from aligndetr.export import Comparison, compare, render_table
 from aligndetr.export.parity import Tolerance, agree
+from aligndetr.export.ranking import RankingDifference
 
-TOLERANCE = Tolerance(box=0.5, score=1e-3)
+TOLERANCE = Tolerance(box=0.5, score=1e-3, gap=5e-4)
 IMAGES = [("a.png", torch.zeros(3, 40, 60, dtype=torch.uint8))]
 FOUND = [((10, 10, 20, 20), 0.9, 0), ((30, 10, 40, 20), 0.5, 1), ((0, 0, 5, 5), 0.04, 0)]
 
@@ -57,18 +58,18 @@ def test_two_sizes_and_three_batches():
     [
         (changed(0, box=(10, 10, 20.25, 20)), 0, 0.25, 0),
         (changed(0, score=0.90048828125), 0, 0, 0.00048828125),
-        (changed(0, box=(10, 9, 20, 20)), 2, 0, 0),
-        (changed(0, score=0.902), 2, 0, 0),
-        (changed(1, class_id=0), 2, 0, 0),
-        (FOUND[1:], 1, 0, 0),  # one is missing
-        ([*FOUND, ((50, 5, 60, 15), 0.03, 2)], 1, 0, 0),  # one too many
-        (changed(1, box=(30, 10, math.nan, 20)), 2, 0, 0),
+        (changed(0, box=(10, 9, 20, 20)), 2, 1, 0),
+        (changed(0, score=0.902), 2, 0, 0.002),
+        (changed(1, class_id=0), 2, math.inf, math.inf),
+        (FOUND[1:], 1, math.inf, math.inf),  # one is missing
+        ([*FOUND, ((50, 5, 60, 15), 0.03, 2)], 1, math.inf, math.inf),  # one too many
+        (changed(1, box=(30, 10, math.nan, 20)), 2, math.nan, 0),
     ],
 )
 def test_differences(exported, apart, box, score):
     first = compared(exported)[0]
     assert first.apart == apart
-    assert first.box == box
+    assert first.box == pytest.approx(box, abs=0, nan_ok=True)
     assert first.score == pytest.approx(score, abs=1e-7)
 
 
@@ -85,14 +86,23 @@ def test_only_detections_that_count_are_compared():
     assert compared([*many, moved], [*many, low])[0].box == 0
 
 
-def test_ties_may_be_apart_but_not_much():
-    fine = Comparison("a", (1, 1), 1, compared=100, apart=0, box=0, score=0)
-    assert agree([fine, replace(fine, apart=10)])
-    assert not agree([fine, replace(fine, apart=11)])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"apart": 1}, False),
+        ({"ranking": RankingDifference(moved=3, gap=1e-5)}, True),
+        ({"ranking": RankingDifference(moved=2, gap=1e-3)}, False),
+        ({"ranking": RankingDifference(moved=2, gap=math.nan)}, False),
+    ],
+)
+def test_no_detection_may_be_apart_and_no_gap_wide(change, expected):
+    ranking = RankingDifference(moved=0, gap=0)
+    fine = Comparison("a", (1, 1), 1, compared=100, apart=0, box=0, score=0, ranking=ranking)
+    assert agree([fine, replace(fine, **change)], TOLERANCE) is expected
 
 
 def test_the_table_counts_what_is_apart():
     table = render_table(compared(changed(0, box=(10, 9, 20, 20))), TOLERANCE)
     assert "more than 0.5 px or 0.001" in table
-    assert re.search(r"a.png +60 x 40 +2 +12 +4 +0.0000 +0.000000", table)
-    assert "60 x 40" in table
+    assert re.search(r"a.png +60 x 40 +2 +12 +4 +1.0000 +0.000000 +0 +0.0e\+00", table)

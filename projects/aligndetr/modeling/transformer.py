@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from aligndetr.layers import MultiScaleDeformableAttention, as_shape_list
 from aligndetr.modeling import (
     FeatureLevels,
+    TokenRanking,
     encoder_reference_points,
     propose_from_tokens,
     valid_ratio,
 )
-from aligndetr.utils import smaller_size
 
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
@@ -60,6 +60,7 @@ class Transformer(nn.Module):
                 self.hybrid_embed = nn.Embedding(num_hybrid_queries, self.embed_dim)
         self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
         self.enc_output_norm = nn.LayerNorm(self.embed_dim)
+        self.rank_tokens = TokenRanking()
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -140,8 +141,7 @@ class Transformer(nn.Module):
         # Detached, not under no_grad: autocast caches its copies of weights, and one made under
         # no_grad would cut the gradient of this head's later use.
         scores = class_head(output_memory.detach()).amax(-1)
-        count = smaller_size(count, scores.shape[1])
-        chosen = scores.topk(count, dim=1).indices[..., None]
+        chosen = self.rank_tokens(scores, count)[..., None]
         enc_state = output_memory.gather(1, chosen.expand(-1, -1, self.embed_dim))
         # The box head runs on the chosen tokens only: nothing reads the others' boxes.
         delta = box_head(enc_state).to(torch.promote_types(enc_state.dtype, torch.float32))
