@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | docs | gpu-check | clean
+# make setup | demo | test | test-page | lint | docs | gpu-check | clean
 #
 # PYTHON is the interpreter that creates the environment, VENV where it lies:
 #   make setup PYTHON=python3.12 VENV=/path/to/venv
@@ -12,12 +12,13 @@ TEST_WORKERS ?= 2
 DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
 DEMO_OUTPUT := output/demo
 
-.PHONY: help setup demo test lint docs gpu-check clean
+.PHONY: help setup demo test test-page lint docs gpu-check clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything, detectron2 included"
 	@echo "make demo    train, evaluate and draw on real aerial images (about ten minutes)"
 	@echo "make test    run the tests"
+	@echo "make test-page   run the tests of the page (aligndetr app) in a headless Chromium"
 	@echo "make lint    check style and format"
 	@echo "make docs    build the documentation into site/; every warning is an error"
 	@echo "make gpu-check   check and measure on a GPU (minutes); says so where there is none"
@@ -45,6 +46,24 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+
+# Gradio wants a Pillow older than the one in requirements.txt: the page is tested in an environment
+# that has this and Gradio, and else sees what is in $(VENV).
+PAGE := $(VENV)/page
+PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(PAGE)/setup.done: $(VENV)/setup.done requirements-app.txt
+	test -x $(PAGE)/bin/python || $(RUN) -m venv $(PAGE)
+	echo "import site; site.addsitedir('$$($(RUN) -c '$(PACKAGES)')')" \
+		> "$$($(PAGE)/bin/python -c '$(PACKAGES)')/zz_$(notdir $(VENV)).pth"
+	$(PAGE)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-app.txt
+	@touch $@
+
+# Without a browser its tests would be skipped and the rest pass.
+test-page: $(PAGE)/setup.done
+	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \
+		{ echo "error: no Chromium; apt-get install chromium-headless-shell" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(PAGE)/bin/python -m pytest tests/app -m ""
 
 lint: setup
 	$(RUN) -m ruff check
