@@ -1,9 +1,15 @@
 """What every test starts from."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from aligndetr.layers.ms_deform_attn import functional
+
+ROOT = Path(__file__).parents[1]
 
 # No example may fail for the time it takes: others may be using the machine.
 settings.register_profile("aligndetr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -14,3 +20,20 @@ settings.load_profile("aligndetr")
 def default_attention(monkeypatch):
     """Runs and Predictors choose the process's default attention; no test hands it to the next."""
     monkeypatch.setattr(functional, "_default_backend", "auto")
+
+
+@pytest.fixture
+def run_tool(monkeypatch):
+    """Runs tools/NAME as from the command line, but in this process: another one would import torch
+    and detectron2 again, for seconds. Gives the exit status, or the words that it ends with."""
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        try:
+            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    return run

@@ -1,9 +1,6 @@
 """Surveying a data set: each mistake is found, all of them at once, and a sound one has none."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +11,6 @@ from aligndetr.data.layouts import find_dataset
 from aligndetr.data.survey import compare_splits, survey_split
 from aligndetr.inference.data_report import summarise, write_data_report
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset, write_json
-
-ROOT = Path(__file__).parents[2]
 
 
 def survey(root, split="train", **options):
@@ -182,20 +177,13 @@ def test_the_report_holds_findings_charts_and_pictures(tmp_path):
     write_data_report([survey(tmp_path)[0]], [], tmp_path / "report.html")
 
 
-def check_dataset(*arguments):
-    command = [sys.executable, str(ROOT / "tools/check_dataset.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.slow
-def test_the_tool_tells_by_its_exit_status(tmp_path):
+def test_the_tool_tells_by_its_exit_status(run_tool, tmp_path, capsys):
+    words = ["check_dataset.py", "--root", tmp_path]
     write_dataset(tmp_path, make_content())
-    result = check_dataset("--root", tmp_path, "--output", tmp_path / "report.html")
-    assert result.returncode == 1, result.stdout  # there is no val
-    assert "error (val): dataset.root=" in result.stdout
+    assert run_tool(*words, "--output", tmp_path / "report.html") == 1  # there is no val
+    assert "error (val): dataset.root=" in capsys.readouterr().out
     assert (tmp_path / "report.html").is_file()
     write_dataset(tmp_path, make_content(), "val")
-    assert check_dataset("--root", tmp_path).returncode == 0
-    result = check_dataset("--root", tmp_path, "--strict")
-    assert result.returncode == 1  # the same black images in train and val
-    assert "look the same" in result.stdout
+    assert run_tool(*words) == 0
+    assert run_tool(*words, "--strict") == 1  # the same black images in train and val
+    assert "look the same" in capsys.readouterr().out

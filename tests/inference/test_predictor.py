@@ -2,11 +2,8 @@
 
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -316,29 +313,24 @@ def test_the_python_of_the_docs_runs_as_printed(page, folder, tmp_path, monkeypa
     assert Image.open("found.png").size == Image.open(IMAGES[0]).size
 
 
-def demo(*arguments):
-    command = [sys.executable, str(ROOT / "tools/demo.py"), *map(str, arguments)]
-    # As many threads as here: another number gives other last digits.
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_the_tool_writes_results_and_goes_on_after_a_broken_file(folder, predictor, tmp_path):
+def test_the_tool_writes_results_and_goes_on_after_a_broken_file(
+    run_tool, folder, predictor, tmp_path, capsys
+):
     shutil.copy(IMAGES[0], tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_text("no picture")
     out = tmp_path / "out.json"
-    options = ("--checkpoint", folder / "model_final.pth", "--input", tmp_path, "--output", out)
-    result = demo(*options, "--score-threshold", "0", "model.select_box_nums_for_evaluation=7")
-    assert result.returncode == 1, result.stderr
-    assert f"1 of 2 files: {out}" in result.stdout
-    assert "b.jpg' is not an image" in result.stdout + result.stderr
+    options = ["--checkpoint", folder / "model_final.pth", "--input", tmp_path, "--output", out]
+    options += ["--device", "cpu", "--score-threshold", 0]
+    assert run_tool("demo.py", *options, "model.select_box_nums_for_evaluation=7") == 1
+    printed, said = capsys.readouterr()
+    assert f"1 of 2 files: {out}" in printed
+    assert "b.jpg' is not an image" in printed + said
     assert json.loads(out.read_text()) == predictor(tmp_path / "a.jpg", 0)[:7].to_coco()
 
 
-def test_the_tool_names_a_mistake_in_one_line(tmp_path):
-    result = demo("--checkpoint", "no/such.pth", "--input", IMAGES[0], "--output", tmp_path / "out")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: checkpoint 'no/such.pth' does not exist")
-    assert len(result.stderr.splitlines()) == 1
+def test_the_tool_names_a_mistake_in_one_line(run_tool, tmp_path):
+    options = ["--checkpoint", "no/such.pth", "--input", IMAGES[0], "--output", tmp_path / "out"]
+    said = run_tool("demo.py", *options)
+    assert said.startswith("error: checkpoint 'no/such.pth' does not exist")
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
