@@ -168,8 +168,9 @@ def _find_stamped(json_file: Path, image_root: Path, folders: list[Path]) -> Coc
     state = _state_of(json_file)
     for folder in folders:
         stamp = _read_stamp(_stamp_path(folder, json_file, image_root))
-        if stamp.get("json") == state:
-            index = _open_in(folders, str(stamp.get("index")))
+        name = str(stamp.get("index"))
+        if stamp.get("json") == state and name.startswith(f"{FORMAT}-"):  # none of an older version
+            index = _open_in(folders, name)
             if index is not None:
                 return index
     return None
