@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "aligndetr.profiling": {"utils"},
     "aligndetr.config": {"checkpoint", "shipped", "utils"},
     "aligndetr.sweeps": {"config", "engine", "utils"},
-    "aligndetr.app": {"inference"},
+    "aligndetr.app": {"inference", "utils"},
     # Programs, as those in tools/ are: all of the library.
     "aligndetr.cli": {path.stem for path in (ROOT / "aligndetr").iterdir()},
     "projects.aligndetr": {"criterions", "losses", "matchers", "modeling", "layers", "utils"},

@@ -4,7 +4,6 @@ It talks to nobody but the browser that shows it: no share link, no analytics, n
 from other servers, so it works without a network.
 """
 
-import importlib.util
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aligndetr.inference import Detections, Predictor
+from aligndetr.utils.extras import require
 
 # Read when Gradio is imported, which then reports to nobody.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -101,7 +101,7 @@ def build_page(session: Session) -> Any:
     """The page as a `gradio.Blocks`.
 
     Raises:
-        ValueError: Gradio is not installed.
+        MissingExtraError: Gradio is not installed.
     """
     gr = _gradio()
     with gr.Blocks(
@@ -180,7 +180,7 @@ def open_page(
         tile: as of `Predictor`, for all images.
 
     Raises:
-        ValueError: Gradio is not installed.
+        MissingExtraError: Gradio is not installed.
         OSError: the port is in use, or `host` is no address of this machine.
     """
     gr = _gradio()
@@ -218,10 +218,4 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _gradio() -> Any:
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError(
-            "the page needs gradio, which is not installed; pip install 'aligndetr[app]'"
-        )
-    import gradio
-
-    return gradio
+    return require("gradio", "app", "the page")

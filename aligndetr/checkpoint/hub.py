@@ -3,6 +3,8 @@
 import os
 from types import ModuleType
 
+from aligndetr.utils.extras import require
+
 from .errors import CheckpointError
 
 SCHEME = "hf"
@@ -19,8 +21,9 @@ def download_from_hub(url: str) -> str:
         Where it lies.
 
     Raises:
-        CheckpointError: huggingface_hub is not installed, there is no such model, or it has no
-            model.safetensors (files that could run code are not even asked for).
+        MissingExtraError: huggingface_hub is not installed.
+        CheckpointError: there is no such model, or it has no model.safetensors (files that could
+            run code are not even asked for).
     """
     repo, _, revision = url.removeprefix(f"{SCHEME}://").partition("@")
     client = _client()
@@ -44,7 +47,8 @@ def upload_to_hub(folder: str | os.PathLike, repo: str, *, private: bool = False
         The address of its page.
 
     Raises:
-        OSError: huggingface_hub is not installed, nobody is logged in, or the Hub refuses.
+        MissingExtraError: huggingface_hub is not installed.
+        OSError: nobody is logged in, or the Hub refuses.
     """
     client = _client()
     try:
@@ -60,13 +64,7 @@ def upload_to_hub(folder: str | os.PathLike, repo: str, *, private: bool = False
 
 
 def _client() -> ModuleType:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CheckpointError(
-            "models of the Hub need huggingface_hub; pip install 'aligndetr[hub]'"
-        ) from error
-    return huggingface_hub
+    return require("huggingface_hub", "hub", "exchanging models with the Hub")
 
 
 def _first_line(error: Exception) -> str:

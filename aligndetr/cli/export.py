@@ -9,7 +9,6 @@ the exit status is 1 if it does not.
 """
 
 import argparse
-import sys
 
 from .parsing import config_file, errors_in_one_line, make_parser
 
@@ -21,10 +20,7 @@ def main() -> None:
         from aligndetr.export import ap_check, check_output, export_model, validation_images
         from aligndetr.inference import Predictor
 
-        try:
-            check_output(args.output, args.half)
-        except ImportError as error:
-            sys.exit(f"error: {error}")
+        check_output(args.output, args.half)
         common = {"device": "cpu", "overrides": args.opts}
         if args.checkpoint:
             predictor = Predictor.from_checkpoint(

@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from aligndetr.utils.extras import require
+
 from .place import TORCHRUN
 from .signals import EXIT_STOPPED
 
@@ -97,15 +99,10 @@ def submit(
         submitit's job.
 
     Raises:
-        ValueError: submitit is not installed.
+        MissingExtraError: submitit is not installed.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ValueError(
-            "submitit is not installed; pip install 'aligndetr[slurm]', or write an sbatch script "
-            "with `srun` in it, see docs/distributed.md"
-        ) from error
+    otherwise = ", or write an sbatch script with `srun` in it, see docs/distributed.md"
+    submitit = require("submitit", "slurm", "submitting a job", otherwise)
     executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=requeues)
     executor.update_parameters(
         name="aligndetr",

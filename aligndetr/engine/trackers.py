@@ -5,7 +5,6 @@ on in the tracker's run of before: `output_dir` holds its id. A tracker that fai
 own records only, never the training.
 """
 
-import importlib.util
 import inspect
 import logging
 import re
@@ -19,6 +18,7 @@ from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.config import config_to_yaml
+from aligndetr.utils.extras import check_installed
 from aligndetr.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -29,20 +29,19 @@ WINDOW = 20
 
 
 def check_trackers(train: DictConfig) -> None:
-    """Raise a ValueError where a tracker is enabled that is not installed, or with wrong `params`.
+    """Raise where a tracker is enabled that is not installed, or that has wrong `params`.
 
     Args:
         train: the config's `train`.
+
+    Raises:
+        MissingExtraError, ValueError: the one, the other.
     """
     for name in TRACKERS:
         if not OmegaConf.select(train, f"{name}.enabled"):
             continue
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # without origin it is a folder of that name
-            raise ValueError(
-                f"train.{name}.enabled=True needs {name}, which is not installed; "
-                f"pip install 'aligndetr[{name}]', or set train.{name}.enabled=False"
-            )
+        otherwise = f", or set train.{name}.enabled=False"
+        check_installed(name, name, f"train.{name}.enabled=True", otherwise)
         known = _known_params(name)
         unknown = sorted(set(train[name].get("params") or {}) - known)
         if unknown:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from aligndetr.inference import Predictor
 from aligndetr.inference.images import load_image
+from aligndetr.utils.extras import check_installed
 from aligndetr.utils.files import atomic_path
 
-from .extra import require
 from .graph import to_program
 from .metadata import describe
 from .onnx_file import write_onnx
@@ -57,7 +57,7 @@ def export_model(
         ValueError: see `check_output`; a model or config that cannot be exported.
         ParityError: the file does not find the same, and is removed.
         OSError: an image or the file.
-        ImportError: the extra `export` is not installed.
+        MissingExtraError: the extra `export` is not installed.
     """
     check_output(path, half)
     pixels = [(Path(image).name, _pixels(predictor, image)) for image in images]
@@ -105,7 +105,7 @@ def check_output(path: str | os.PathLike, half: bool = False) -> None:
         raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
     if path.suffix == ".onnx":
         for name in ("onnx", "onnxruntime"):
-            require(name)
+            check_installed(name, "export", "ONNX")
 
 
 def _pixels(predictor: Predictor, image: str | os.PathLike) -> Tensor:

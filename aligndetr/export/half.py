@@ -2,7 +2,7 @@
 
 import re
 
-from .extra import require
+from aligndetr.utils.extras import require
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 KEPT = re.compile(r"/(sampling_offsets|bbox_embed\.\d+|ref_point_head)/")
@@ -23,7 +23,7 @@ def to_half(model):
     Returns:
         The model.
     """
-    onnx = require("onnx")
+    onnx = require("onnx", "export", "ONNX")
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     weights = {
         tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == single

@@ -4,7 +4,8 @@ import os
 
 from torch import nn
 
-from .extra import require
+from aligndetr.utils.extras import require
+
 from .graph import to_onnx
 from .half import to_half
 
@@ -19,7 +20,7 @@ def write_onnx(
         metadata: becomes the file's `metadata_props`.
         half: weights in float16, see `to_half`.
     """
-    onnx = require("onnx")
+    onnx = require("onnx", "export", "ONNX")
     content = onnx.load_from_string(to_onnx(model))
     if half:
         content = to_half(content)

@@ -11,7 +11,8 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .extra import require
+from aligndetr.utils.extras import require
+
 from .ranking import RankingInterpreter, add_ranking_output
 
 METADATA_FILE = "metadata.json"
@@ -65,10 +66,10 @@ def load_onnx(
         providers: of onnxruntime, in order of preference.
         ranking: a `ranking_name`; the detector then gives its ranking as well.
     """
-    onnxruntime = require("onnxruntime")
+    onnxruntime = require("onnxruntime", "export", "running ONNX")
     source = os.fspath(path)
     if ranking:
-        content = require("onnx").load(source)
+        content = require("onnx", "export", "ONNX").load(source)
         add_ranking_output(content, ranking)
         source = content.SerializeToString()
     options = onnxruntime.SessionOptions()

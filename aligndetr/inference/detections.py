@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from aligndetr.utils.extras import require
 from aligndetr.utils.files import atomic_path
 
 from .drawing import DrawnBoxes, draw_boxes
@@ -111,7 +112,7 @@ class Detections:
 
     def to_supervision(self) -> Any:
         """`supervision.Detections`, names under `data["class_name"]`. Needs the extra `predict`."""
-        supervision = _import("supervision")
+        supervision = require("supervision", "predict", "to_supervision()")
         return supervision.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
@@ -122,7 +123,7 @@ class Detections:
     def to_pandas(self) -> Any:
         """A DataFrame with xmin, ymin, xmax, ymax (pixels), score, class_id and name. Needs the
         extra `predict`."""
-        pandas = _import("pandas")
+        pandas = require("pandas", "predict", "to_pandas()")
         columns = dict(zip(("xmin", "ymin", "xmax", "ymax"), self.boxes.T))
         columns |= {"score": self.scores, "class_id": self.class_ids}
         return pandas.DataFrame(columns).assign(name=np.array(self.names, dtype=object))
@@ -160,12 +161,3 @@ class Detections:
                 picture.save(temporary)
         except OSError as error:
             raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-
-
-def _import(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is not installed; pip install 'aligndetr[predict]' or pip install {name}"
-        ) from error

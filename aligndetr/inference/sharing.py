@@ -150,8 +150,8 @@ def push_to_hub(
         The address of its page.
 
     Raises:
-        OSError: the Hub refuses, or huggingface_hub is not installed. Others as of
-            `save_pretrained`.
+        MissingExtraError: huggingface_hub is not installed.
+        OSError: the Hub refuses. Others as of `save_pretrained`.
     """
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(source, folder, config, ema=ema, overrides=overrides)

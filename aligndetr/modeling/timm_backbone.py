@@ -1,9 +1,12 @@
 """Any feature extractor of timm (PyTorch Image Models) as a backbone of detectron2's kind."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor
+
+from aligndetr.utils.extras import require
 
 
 class TimmBackbone(Backbone):
@@ -24,8 +27,8 @@ class TimmBackbone(Backbone):
     can be built where there is no network.
 
     Raises:
-        ValueError: timm is not installed, has no such model, or `out_indices` are not among its
-            maps.
+        MissingExtraError: timm is not installed.
+        ValueError: it has no such model, or `out_indices` are not among its maps.
     """
 
     def __init__(
@@ -72,15 +75,9 @@ class TimmBackbone(Backbone):
         return dict(zip(self._out_features, maps, strict=True))
 
 
-def import_timm():
-    """timm, or a ValueError that says how to get it."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(
-            "this backbone needs timm, which is not installed; pip install 'aligndetr[timm]'"
-        ) from error
-    return timm
+def import_timm() -> ModuleType:
+    """timm, or a MissingExtraError that says how to get it."""
+    return require("timm", "timm", "this backbone")
 
 
 def _check_name(timm, model_name: str) -> None:

@@ -1,6 +1,5 @@
 """The page: what it calls, and what a browser shows of it."""
 
-import importlib.util
 import json
 import shutil
 import socket
@@ -131,15 +130,6 @@ def test_an_image_that_is_gone_is_asked_for_again(session, photo, tmp_path):
 
 def test_no_image_is_no_error(session):
     assert session.predict(None) == (None, "")
-
-
-def test_without_gradio_the_extra_is_named(monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "gradio" else real(name)
-    )
-    with pytest.raises(ValueError, match=r"pip install 'aligndetr\[app\]'"):
-        open_page(five_predictor()).__enter__()
 
 
 in_a_browser = needs_browser("gradio")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -158,12 +157,6 @@ def test_what_cannot_be_written_is_refused_at_once(name, message, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((ValueError, OSError), match=message):
         check_output(tmp_path / name, half=name == "model.pt2")
-
-
-def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"onnxruntime.*aligndetr\[export\]"):
-        check_output(tmp_path / "model.onnx")
 
 
 def test_a_model_without_predict_is_named(predictor, tmp_path):

@@ -1,7 +1,5 @@
 """What was found: counted, indexed, converted, drawn and written."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,12 +80,6 @@ def test_pandas_gets_a_row_per_detection():
     assert list(table.columns) == ["xmin", "ymin", "xmax", "ymax", "score", "class_id", "name"]
     assert table.loc[1, ["xmin", "xmax", "name"]].tolist() == [30, 45.5, "cat"]
     assert len(nothing().to_pandas()) == 0
-
-
-def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install 'aligndetr\[predict\]'"):
-        three().to_pandas()
 
 
 def test_the_picture_is_saved_in_the_images_size(tmp_path):

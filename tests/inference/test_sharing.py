@@ -222,14 +222,6 @@ def test_a_hostile_config_on_the_hub_is_refused(trained, hub, tmp_path):
         Predictor.from_pretrained("user/evil", device="cpu")
 
 
-def test_the_missing_library_is_named_with_its_extra(trained, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'aligndetr\[hub\]'"):
-        Predictor.from_pretrained("user/cats")
-    with pytest.raises(CheckpointError, match=r"pip install 'aligndetr\[hub\]'"):
-        push_to_hub(str(trained), "user/cats")
-
-
 def run_tool(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)

@@ -1,12 +1,10 @@
 """Backbones of timm: channels and strides are found, and images fit."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
 
-from aligndetr.modeling import ChannelMapper, SwinTransformer, TimmBackbone
+from aligndetr.modeling import ChannelMapper, TimmBackbone
 from tests.builders import golden_tiny_batch, tiny_model
 
 
@@ -70,10 +68,3 @@ def test_frozen_batch_norms_have_no_statistics_to_update():
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         TimmBackbone(**arguments)
-
-
-@pytest.mark.parametrize("make", [lambda: TimmBackbone("convnext_tiny"), SwinTransformer])
-def test_without_timm_the_error_names_the_extra(make, monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"pip install 'aligndetr\[timm\]'"):
-        make()
