@@ -98,6 +98,11 @@ def create_ddp_model(
     return ddp
 
 
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The model that `create_ddp_model` was given."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def build_evaluation(cfg: DictConfig) -> tuple[Iterable, DatasetEvaluator]:
     """Test loader and evaluator. A fast_dev_run takes the first few images, and counts no other."""
     evaluator = instantiate(cfg.dataloader.evaluator)

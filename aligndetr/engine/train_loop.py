@@ -14,7 +14,6 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from aligndetr.checkpoint import Checkpointer, CheckpointError
 from aligndetr.config import config_to_yaml
@@ -28,6 +27,7 @@ from .build import (
     build_model_ema,
     build_optimizer,
     create_ddp_model,
+    without_ddp,
 )
 from .ema import ModelEMA
 from .evaluating import EvalHook
@@ -136,7 +136,7 @@ def do_test(cfg: DictConfig, model: nn.Module | None = None) -> Results:
     if model is None:
         models = load_trained(cfg)
     else:
-        models = {"": model.module if isinstance(model, DistributedDataParallel) else model}
+        models = {"": without_ddp(model)}
     names = dataset_class_names(cfg, train=False)
     return _evaluate(models, build_evaluation(cfg), names, cfg.train.device)
 

@@ -21,6 +21,7 @@ from aligndetr.data import CorruptImages
 from aligndetr.utils.errors import NonFinitePredictionError
 
 from .bad_steps import BadSteps, MicroBatch
+from .build import without_ddp
 from .gradients import check_clip_arguments, clip_gradients, gradient_norms
 from .metrics import LossLog, finite_on_all_ranks
 from .optim import with_hyperparameters_of
@@ -150,7 +151,7 @@ class Trainer(SimpleTrainer):
     @contextlib.contextmanager
     def _losses_of_one_step(self, batches: Sequence[list[dict]]) -> Iterator[float]:
         """Gives what the losses of each of `batches` are to be multiplied by."""
-        losses_over = getattr(_unwrapped(self.model), "losses_over", None)
+        losses_over = getattr(without_ddp(self.model), "losses_over", None)
         if len(batches) == 1 or losses_over is None:
             yield 1 / len(batches)
         else:
@@ -220,7 +221,7 @@ class Trainer(SimpleTrainer):
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _names_of_infinite(self, parameters: Sequence[nn.Parameter], norms: Tensor) -> list[str]:
-        names = {p: name for name, p in _unwrapped(self.model).named_parameters()}
+        names = {p: name for name, p in without_ddp(self.model).named_parameters()}
         return [
             names.get(p, "a parameter outside the model")
             for p, norm in zip(parameters, norms.tolist())
@@ -267,7 +268,3 @@ class Trainer(SimpleTrainer):
             self.bad_steps.load_state_dict(bad_steps)
         if corrupt_images := state_dict.get("corrupt_images"):
             self.corrupt_images.load_state_dict(corrupt_images)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
