@@ -57,6 +57,7 @@ setup(
         "faster-coco-eval>=1.8",
         "numpy",
         "opencv-python-headless",
+        "portalocker>=3",  # one process at a time builds an index; detectron2 brings it anyway
         "pyarrow>=14",
         "rich>=13",
         "safetensors>=0.4.3",

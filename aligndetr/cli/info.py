@@ -69,7 +69,7 @@ def _attention() -> Iterator[tuple[str, str]]:
 
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         for name, backend in BACKENDS.items():
-            if name == "cpp" and device == "cpu" and not cpp_build.library_path().exists():
+            if name == "cpp" and device == "cpu" and cpp_build.is_to_be_compiled():
                 state = "is compiled on first use"  # asking for obstacles would do it now
             else:
                 state = backend.obstacle(torch.device(device)) or "can run"

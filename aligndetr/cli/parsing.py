@@ -1,6 +1,7 @@
 """What the command lines have in common: help, names of configs, errors in one line."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,8 +63,18 @@ def load_predictor(args: argparse.Namespace) -> "Predictor":
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """What the user can mend ends the program without a traceback: `error: …`, exit status 1."""
+    """What the user can mend ends the program without a traceback: `error: …`, exit status 1.
+
+    SIGTERM ends it by an exception, as Ctrl-C does, so that half-written files are removed.
+    """
+    earlier = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _end(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)  # as a shell reports a process that a signal has ended

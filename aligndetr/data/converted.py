@@ -9,7 +9,7 @@ from typing import Any
 
 from aligndetr.utils.files import atomic_path
 
-from .coco_index import first_writable, index_folders
+from .index_files import first_writable, index_folders
 
 FORMAT = "v2"
 """Part of what a name is made of: another way of converting gets other names."""

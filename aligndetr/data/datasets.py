@@ -26,8 +26,8 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from .checks import DatasetError, log_box_problems
 from .coco_dataset import CocoDataset
-from .coco_index import open_index
 from .index_build import IndexInfo
+from .index_files import open_index
 from .layouts import find_dataset
 
 SPLITS = ("train", "val")
@@ -43,7 +43,7 @@ def register_dataset(
 ) -> str:
     """Make a COCO data set known to detectron2's catalogs and return its name.
 
-    Own data gets an index (`coco_index`) when it is registered for the first time, and is read
+    Own data gets an index (`index_files`) when it is registered for the first time, and is read
     again once the json has changed. Calling it again with the same arguments gives the same name.
     With no path at all it is COCO 2017 where detectron2 expects it:
     `$DETECTRON2_DATASETS/coco`, `datasets/coco` if the variable is not set. Other data sets that

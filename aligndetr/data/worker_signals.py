@@ -9,9 +9,7 @@ import os
 import signal
 import threading
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+from aligndetr.utils.signals import STOP_SIGNALS
 
 
 def leave_signals_to_parent(_worker_id: int = 0) -> None:

@@ -3,7 +3,6 @@
 import datetime
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,11 @@ from omegaconf import DictConfig
 from .console import ConsolePrinter, ProgressBar, on_terminal
 from .metrics_file import METRICS_FILE
 from .trackers import start_trackers
+
+try:
+    import resource
+except ImportError:  # Windows: host memory is not reported there
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +78,11 @@ class MemoryStats(HookBase):
             self.trainer.storage.put_scalars(smoothing_hint=False, **self._peaks())
 
     def _peaks(self) -> dict[str, float]:
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-        peaks = {"host_mem_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+        peaks = {}
+        if resource is not None:
+            unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            peaks["host_mem_mb"] = usage.ru_maxrss / unit
         if self._device.type == "cuda":
             peaks["gpu_mem_mb"] = torch.cuda.max_memory_allocated(self._device) / 2**20
         return peaks

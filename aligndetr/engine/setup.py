@@ -5,7 +5,6 @@
 
 import argparse
 import logging
-import math
 import platform
 import secrets
 from pathlib import Path
@@ -22,15 +21,21 @@ from omegaconf import DictConfig, OmegaConf
 from aligndetr.checkpoint import local_checkpoint
 from aligndetr.config import save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
-from aligndetr.layers import check_backend_name, set_default_backend
+from aligndetr.layers import set_default_backend
 from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 
+from .checks import (
+    add_later_keys,
+    check_batch_size,
+    check_device,
+    check_output_dir,
+    check_train_keys,
+    has_checkpoints,
+)
 from .determinism import make_deterministic
-from .gradients import check_clip_arguments
 from .launch import check_machines
-from .length import FROM_DATA, set_length
+from .length import set_length
 from .place import has_own_gpu
-from .precision import check_amp_dtype
 from .trackers import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -40,35 +45,6 @@ COCO_NUM_CLASSES = 80
 
 FAST_DEV_RUN = {"max_iter": 20, "eval_period": 10, "log_period": 1}
 FAST_DEV_RUN_IMAGES = 4
-
-# Keys of `train` that are whole numbers: the least, and what it means where that is not plain.
-WHOLE_NUMBERS = {
-    "max_iter": (1, ""),
-    "log_period": (1, ""),
-    "eval_period": (0, ", where 0 evaluates at the end only"),
-    "checkpointer.period": (0, ", where 0 saves at the end only"),
-    "checkpointer.max_to_keep": (1, ""),
-    "grad_accum_steps": (1, ""),
-    "max_bad_steps": (1, ", where 1 ends the run at the first"),
-    "seed": (-1, ", where -1 draws a seed"),
-}
-TEXTS = ("output_dir", "device")
-YES_OR_NO = ("deterministic", "auto_scale_lr", "report")
-# For configs that were saved before there were these keys.
-LATER_KEYS = {
-    "amp.dtype": "bfloat16",
-    "grad_accum_steps": 1,
-    "max_bad_steps": 10,
-    "deterministic": False,
-    "checkpointer.best_metric": "bbox/AP",
-    "max_corrupt_share": 0.05,
-    "max_epochs": None,
-    "auto_scale_lr": False,
-    "hooks": [],
-    "report": True,
-}
-
-_MISSING = object()
 
 
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -225,109 +201,3 @@ def dataset_class_names(cfg: DictConfig, train: bool = True) -> list[str]:
     for other in found[1:]:
         check_same_classes(found[0], other)
     return found[0] if found else []
-
-
-def add_later_keys(cfg: DictConfig) -> None:
-    """Give the keys of `train` that an older config lacks their defaults."""
-    for key, value in LATER_KEYS.items():
-        if OmegaConf.select(cfg.train, key, default=_MISSING) is _MISSING:
-            OmegaConf.update(cfg.train, key, value, force_add=True)
-
-
-def check_train_keys(cfg: DictConfig) -> None:
-    """Raise a ValueError unless the numbers and names of `cfg.train` are in their ranges."""
-    for key, (least, meaning) in WHOLE_NUMBERS.items():
-        value = OmegaConf.select(cfg.train, key)
-        # Null: keeps all checkpoints, or follows the data.
-        if value is None and key in ("checkpointer.max_to_keep", *FROM_DATA):
-            continue
-        if type(value) is not int or value < least:
-            raise ValueError(
-                f"`train.{key}` (={value!r}) must be a whole number of at least {least}{meaning}"
-            )
-    for key in TEXTS:
-        if not cfg.train[key] or not isinstance(cfg.train[key], str):
-            raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be a text and not empty")
-    epochs = cfg.train.max_epochs
-    if epochs is not None and (type(epochs) not in (int, float) or not 0 < epochs < math.inf):
-        raise ValueError(
-            f"`train.max_epochs` (={epochs!r}) must be a number greater than 0, or null, where "
-            "`train.max_iter` counts"
-        )
-    share = cfg.train.max_corrupt_share
-    if type(share) not in (int, float) or not 0 <= share <= 1:
-        raise ValueError(
-            f"`train.max_corrupt_share` (={share!r}) must be a number in [0, 1], a share of the "
-            "training images"
-        )
-    check_amp_dtype(cfg.train.amp.dtype)
-    if cfg.train.clip_grad.enabled:
-        check_clip_arguments(cfg.train.clip_grad.params)
-    for key in YES_OR_NO:
-        if not isinstance(cfg.train[key], bool):
-            raise ValueError(f"`train.{key}` (={cfg.train[key]!r}) must be True or False")
-    best = cfg.train.checkpointer.best_metric
-    if best is not None and (not isinstance(best, str) or "/" not in best):
-        raise ValueError(
-            f"`train.checkpointer.best_metric` (={best!r}) must be task/metric, such as 'bbox/AP', "
-            "or null, which keeps no model_best.pth"
-        )
-    check_backend_name(cfg.train.get("ms_deform_attn", "auto"))
-
-
-def check_device(device: str, num_processes: int) -> None:
-    """Raise a ValueError unless this machine has the device, once for each process."""
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"`train.device` (={device!r}) is not a device: {error}") from error
-    if num_processes < 1:
-        raise ValueError(f"--num-gpus (={num_processes}) must be at least 1")
-    if wanted.type != "cuda":
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"`train.device` is {device!r}, but this machine has no GPU that torch can use; "
-            "set train.device=cpu"
-        )
-    if num_processes > torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus (={num_processes}) is more than the {torch.cuda.device_count()} GPUs of "
-            "this machine"
-        )
-    if num_processes > 1 and wanted.index is not None:
-        raise ValueError(
-            f"`train.device` (={device!r}) names one GPU, but --num-gpus is {num_processes}; "
-            "set train.device=cuda"
-        )
-
-
-def check_batch_size(batch_size: int, world_size: int) -> None:
-    """Raise a ValueError unless every process gets the same number of images, at least one."""
-    if type(batch_size) is not int:
-        raise ValueError(
-            f"`dataloader.train.total_batch_size` (={batch_size!r}) must be a whole number"
-        )
-    if batch_size < 1 or batch_size % world_size:
-        below = batch_size // world_size * world_size
-        nearest = sorted({max(n, world_size) for n in (below, below + world_size)})
-        raise ValueError(
-            f"`dataloader.train.total_batch_size` (={batch_size}) must be divisible by the "
-            f"number of processes ({world_size}); the nearest valid: "
-            f"{' or '.join(map(str, nearest))}"
-        )
-
-
-def check_output_dir(output_dir: str, resume: bool) -> None:
-    """Raise a FileExistsError if a new training would overwrite checkpoints."""
-    if has_checkpoints(output_dir) and not resume:
-        raise FileExistsError(
-            f"`train.output_dir` (={output_dir!r}) holds checkpoints of an earlier training; add "
-            "--resume to go on with it, or choose another train.output_dir"
-        )
-
-
-def has_checkpoints(output_dir: str) -> bool:
-    """True if a training has saved something in this folder."""
-    folder = Path(output_dir)
-    return (folder / "last_checkpoint").exists() or any(folder.glob("model_*.pth"))

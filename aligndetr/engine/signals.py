@@ -5,11 +5,9 @@ import signal
 import threading
 from types import FrameType
 
-logger = logging.getLogger(__name__)
+from aligndetr.utils.signals import STOP_SIGNALS
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)
+logger = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75
 """Stopped by a signal, a checkpoint is saved, `--resume` goes on. (EX_TEMPFAIL: try again.)"""

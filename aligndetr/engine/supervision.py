@@ -9,9 +9,9 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 
-from .lifeline import COLLECT, GRACE, OTHER_RANK_FAILED
+from aligndetr.utils.signals import STOP_SIGNALS
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from .lifeline import COLLECT, GRACE, OTHER_RANK_FAILED
 
 
 class RankFailedError(RuntimeError):
@@ -72,7 +72,7 @@ def _signals_passed_on_to(processes: list[BaseProcess]) -> Iterator[None]:
             if process.is_alive():
                 os.kill(process.pid, signum)
 
-    earlier = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
+    earlier = {signum: signal.signal(signum, pass_on) for signum in STOP_SIGNALS}
     try:
         yield
     finally:

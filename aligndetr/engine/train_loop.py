@@ -29,6 +29,7 @@ from .build import (
     create_ddp_model,
     without_ddp,
 )
+from .checks import has_checkpoints
 from .ema import ModelEMA
 from .evaluating import EvalHook
 from .hooks import EMAUpdater
@@ -38,7 +39,7 @@ from .reporting import reporting_hooks
 from .run_state import RUN_KEY, restore_run_state
 from .run_table import run_table
 from .saving import SaveHook
-from .setup import check_run, dataset_class_names, has_checkpoints, rank_seed
+from .setup import check_run, dataset_class_names, rank_seed
 from .signals import StopSignals
 from .trainer import Trainer
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine.metrics_file import METRICS_FILE, has_evaluation
-from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED, STOP_SIGNALS
+from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED
 from aligndetr.engine.slurm_job import submit
 from aligndetr.utils.files import atomic_path
+from aligndetr.utils.signals import STOP_SIGNALS
 
 from .grid import Run
 

@@ -13,7 +13,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary file lies beside `path` (a rename must not cross file systems) and keeps its
     suffix (writers pick their format by it). After an error it is removed and `path`, if it was
-    there before, is as it was. Missing parent folders are made.
+    there before, is as it was. Missing parent folders are made. (Of a process that is killed, by
+    SIGKILL or a SIGTERM that it does not handle, the folder `.stem.*` stays; it may be deleted.)
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

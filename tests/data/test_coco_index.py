@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader
 from aligndetr.data import (
     CocoDataset,
     DatasetError,
-    coco_index,
     coco_reading,
     get_detection_dataset,
     index_build,
+    index_files,
     register_dataset,
 )
-from aligndetr.data.coco_index import CocoIndex, open_index
+from aligndetr.data.coco_index import CocoIndex
 from aligndetr.data.index_build import build_index
+from aligndetr.data.index_files import open_index
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset, write_json
 
 
@@ -209,7 +210,7 @@ def builds(monkeypatch):
         built.append(json_file)
         build_index(json_file, index_file)
 
-    monkeypatch.setattr(coco_index, "build_index", count)
+    monkeypatch.setattr(index_files, "build_index", count)
     return built
 
 
@@ -227,7 +228,7 @@ def test_the_second_start_reads_no_json(tiny, builds, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     first = open_index(*tiny)
     assert str(first.path) in caplog.text
-    monkeypatch.setattr(coco_index, "_sha256", None)  # not even its bytes
+    monkeypatch.setattr(index_files, "_sha256", None)  # not even its bytes
     assert open_index(*tiny).path == first.path
     assert builds == [tiny[0]]
     assert first.path.parent == tiny[0].parent / ".aligndetr"
@@ -283,9 +284,9 @@ def test_of_many_images_a_few_are_looked_for_at_later_starts(tmp_path, monkeypat
     write_json(tmp_path, content)
     open_index(*arguments)
     asked = []
-    monkeypatch.setattr(coco_index.os.path, "exists", lambda path: asked.append(path) or True)
+    monkeypatch.setattr(index_files.os.path, "exists", lambda path: asked.append(path) or True)
     open_index(*arguments)
-    assert len(asked) == coco_index.IMAGE_SAMPLE
+    assert len(asked) == index_files.IMAGE_SAMPLE
 
 
 DAMAGE = {
@@ -336,7 +337,7 @@ def test_where_nothing_can_be_written_the_cache_folder_serves(tiny, builds, tmp_
 
 def test_an_index_in_a_folder_one_cannot_write_to_is_used(tiny, builds, monkeypatch):
     path = open_index(*tiny).path
-    monkeypatch.setattr(coco_index, "first_writable", None)
+    monkeypatch.setattr(index_files, "first_writable", None)
     assert open_index(*tiny).path == path
 
 
@@ -357,7 +358,7 @@ def test_a_json_that_changes_meanwhile_is_refused(tiny, monkeypatch):
         build_index(json_file, index_file)
         os.utime(json_file, (0, 0))
 
-    monkeypatch.setattr(coco_index, "build_index", build_and_touch)
+    monkeypatch.setattr(index_files, "build_index", build_and_touch)
     with pytest.raises(DatasetError, match="changed while it was read"):
         open_index(*tiny)
     assert hidden(tiny[0], "*.stamp") == []
@@ -387,7 +388,7 @@ def test_those_that_wait_say_so(tiny, builds, caplog):
     caplog.set_level(logging.INFO)
     folder = tiny[0].parent / ".aligndetr"
     folder.mkdir()
-    with coco_index._locked(folder, tiny[0]):
+    with index_files._locked(folder, tiny[0]):
         waiting = threading.Thread(target=open_index, args=tiny)
         waiting.start()
         waiting.join(0.5)

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from aligndetr.data import DatasetError
 from aligndetr.engine import check_run
-from aligndetr.engine.setup import check_batch_size, check_device, complete_config, rank_seed
+from aligndetr.engine.checks import check_batch_size, check_device
+from aligndetr.engine.setup import complete_config, rank_seed
 from tests.engine.stand_in import arguments, stand_in_config
 
 

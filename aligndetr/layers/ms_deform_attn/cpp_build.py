@@ -23,6 +23,8 @@ from types import ModuleType
 import torch
 from torch.utils.data import get_worker_info
 
+from aligndetr.utils.locks import lock
+
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpp_kernels.cpp")
@@ -91,6 +93,11 @@ def _cpp_extension() -> ModuleType:
         torchs_logger.setLevel(level)
 
 
+def is_to_be_compiled() -> bool:
+    """Whether `obstacle` would compile, asked without doing it."""
+    return sys.platform == "linux" and not library_path().exists()
+
+
 def library_path() -> Path:
     """Where this machine's library stands, or will."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root()
@@ -108,26 +115,19 @@ def _cpu() -> str:
 
 
 @contextlib.contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """One process at a time. The system frees the lock of a process that died."""
-    import fcntl  # here: Windows has none
-
-    deadline = time.monotonic() + WAIT_SECONDS
-    waiting = False
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    logger.info("Waiting for another process that compiles %s", SOURCE.name)
-                waiting = True
-            if time.monotonic() > deadline:
-                raise _CannotBuild(
-                    f"waited {WAIT_SECONDS} s for another process to compile it ({lock})"
-                )
-            time.sleep(0.1)
+def _turn(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    with path.open("w") as file:
+        try:
+            lock(
+                file,
+                lambda: logger.info("Waiting for another process that compiles %s", SOURCE.name),
+                WAIT_SECONDS,
+            )
+        except TimeoutError:
+            raise _CannotBuild(
+                f"waited {WAIT_SECONDS} s for another process to compile it ({path})"
+            ) from None
         yield
 
 
