@@ -1,4 +1,4 @@
-# make setup | demo | test | test-page | lint | docs | gpu-check | clean
+# make setup | demo | test | test-page | lint | types | docs | gpu-check | clean
 #
 # PYTHON is the interpreter that creates the environment, VENV where it lies:
 #   make setup PYTHON=python3.12 VENV=/path/to/venv
@@ -12,7 +12,7 @@ TEST_WORKERS ?= 2
 DEMO_CONFIG := projects/aligndetr/configs/aligndetr_demo.py
 DEMO_OUTPUT := output/demo
 
-.PHONY: help setup demo test test-page lint docs gpu-check clean
+.PHONY: help setup demo test test-page lint types docs gpu-check clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything, detectron2 included"
@@ -20,6 +20,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-page   run the tests of the page (aligndetr app) in a headless Chromium"
 	@echo "make lint    check style and format"
+	@echo "make types   check the types of the library"
 	@echo "make docs    build the documentation into site/; every warning is an error"
 	@echo "make gpu-check   check and measure on a GPU (minutes); says so where there is none"
 	@echo "make clean   remove caches and build products; $(VENV), datasets and output stay"
@@ -68,6 +69,9 @@ test-page: $(PAGE)/setup.done
 lint: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+
+types: setup
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 # Installs what it needs, which `make setup` leaves out. The variable keeps the theme from advertising.
 docs: setup $(VENV)/docs.done

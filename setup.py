@@ -43,7 +43,17 @@ setup(
     description="Align-DETR: object detection with IoU-aware classification, on detectron2",
     long_description=long_description(),
     long_description_content_type="text/markdown",
+    author="The AlignDETR developers",
     license="Apache-2.0",
+    keywords=["object detection", "DETR", "detectron2"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     # Namespace packages: config folders hold no __init__.py, and `projects` must not hide
     # a user's own folder of that name.
@@ -70,7 +80,7 @@ setup(
     extras_require={
         "app": ["gradio>=6"],  # aligndetr app, the page in the browser
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
-        "dev": ["hypothesis", "pytest>=8", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "pyright[nodejs]", "pytest>=8", "pytest-cov", "pytest-xdist", "ruff"],
         "docs": ["latex2mathml>=3.77", "mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # make docs
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],  # tools/export.py

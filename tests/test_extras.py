@@ -22,7 +22,7 @@ from aligndetr.utils.extras import MissingExtraError, require
 ROOT = Path(__file__).parents[1]
 
 # For people who work on AlignDETR: nothing in it imports them.
-OF_DEVELOPERS = {"bench", "dev"}
+OF_DEVELOPERS = {"bench", "dev", "docs"}
 
 
 def extras() -> dict[str, set[str]]:

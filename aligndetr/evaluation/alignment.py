@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy import stats
 
 from .objects import ImageObjects
 
@@ -125,6 +124,8 @@ def correlations(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Pearson's and Spearman's coefficient; NaN for fewer than three pairs and for constants."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan"), float("nan")
+    from scipy import stats  # here: it takes a second that no training needs
+
     return float(np.corrcoef(x, y)[0, 1]), float(stats.spearmanr(x, y).statistic)
 
 
@@ -147,10 +148,10 @@ def calibration(scores: np.ndarray, ious: np.ndarray, num_bins: int = 20) -> Cal
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     some = np.maximum(counts, 1)
-    means = [
+    mean_score, mean_iou = (
         np.where(counts > 0, np.bincount(bins, values, minlength=num_bins) / some, np.nan)
         for values in (scores, ious)
-    ]
-    gaps = counts * np.nan_to_num(np.abs(means[0] - means[1]))
+    )
+    gaps = counts * np.nan_to_num(np.abs(mean_score - mean_iou))
     error = float(gaps.sum() / counts.sum()) if len(scores) else float("nan")
-    return Calibration(counts, *means, error)
+    return Calibration(counts, mean_score, mean_iou, error)

@@ -250,7 +250,7 @@ def test_a_changed_json_is_indexed_anew_and_the_old_index_goes(tiny, builds):
 
 def test_an_index_of_an_older_version_is_replaced_without_a_word(tiny, monkeypatch, caplog):
     with monkeypatch.context() as patch:
-        patch.setattr(coco_index, "FORMAT", "v0")
+        patch.setattr(index_files, "FORMAT", "v0")
         old = open_index(*tiny).path
     assert open_index(*tiny).path != old
     assert not old.exists()
