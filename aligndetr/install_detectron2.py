@@ -143,8 +143,8 @@ def check_parts() -> None:
 
 def run(*command: str | Path, failure: str) -> None:
     """Run `python -m command`; raise InstallError (`failure` and its output) if it fails."""
-    command = [sys.executable, "-m", *map(str, command)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    words = [sys.executable, "-m", *map(str, command)]
+    result = subprocess.run(words, capture_output=True, text=True)
     if result.returncode:
         raise InstallError(f"{failure}\n{result.stderr.strip() or result.stdout.strip()}")
 

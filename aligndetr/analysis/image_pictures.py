@@ -30,6 +30,7 @@ def draw_image(
     Raises:
         OSError: the image cannot be read.
     """
+    assert evaluation.image_root is not None, "who asks for pictures has looked"
     pixels = np.asarray(read_image(evaluation.image_root / evaluation.file_names[number]))
     shown = np.flatnonzero((matches.images == number) & (matches.scores >= score))
     shown = shown[~matches.ignored[0, shown]][::-1]  # the most certain on top

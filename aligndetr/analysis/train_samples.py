@@ -116,7 +116,7 @@ def draw_sample(
 
 
 def _boxes(instances: Instances, class_names: Sequence[str]) -> DrawnBoxes:
-    class_ids = instances.gt_classes.tolist()
+    class_ids: list[int] = instances.gt_classes.tolist()
     # Where there is one class only, its name on every box would hide the picture.
     captions = [class_names[i] if len(class_names) > 1 else "" for i in class_ids]
     boxes = instances.gt_boxes.tensor.double().numpy()

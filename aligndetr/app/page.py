@@ -48,6 +48,7 @@ def table_of(found: Detections) -> list[list[Any]]:
 
 def write_json(found: Detections, folder: Path) -> Path:
     """COCO's results with the names of the classes besides; the image id is the file's name."""
+    assert found.file_name is not None, "the page predicts files"
     stem, name = Path(found.file_name).stem, os.path.basename(found.file_name)
     results = [
         result | {"category_name": class_name}

@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
@@ -42,6 +42,14 @@ def load_arrays(file: BinaryIO) -> Any:
 class _ArrayUnpickler(pickle._Unpickler):
     """Python's own unpickler rather than the one in C, which allots memory as the file says."""
 
+    # Of the class above; its stub lacks them.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    load_setitem: Callable[[], None]
+    load_setitems: Callable[[], None]
+    load_dict: Callable[[], None]
+
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods: a pickle cannot set attributes of them, as it could of functions.
         known: dict[tuple[str, str], Any] = {
@@ -69,10 +77,10 @@ class _ArrayUnpickler(pickle._Unpickler):
         _require(kind == _ARRAY_CLASS, f"an array of the class {kind!r}")
         return np.ndarray.__new__(_Array, (0,), np.uint8)
 
-    def _make_scalar(self, dtype: Any, raw: Any) -> np.generic:
+    def _make_scalar(self, dtype: Any, raw: Any) -> Any:
         return _array(dtype, (), raw)[()]
 
-    def _array_of_buffer(self, raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    def _array_of_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         _require(order in ("C", "F"), f"an array in the order {order!r}")
         return _array(dtype, shape, bytes(raw), order)
 
@@ -137,10 +145,10 @@ class _Dtype:
 
     def __setstate__(self, state: Any) -> None:
         _require(type(state) is tuple and len(state) >= 8, "a dtype without its state")
-        _, order, *rest = state
-        plain = tuple(rest[:6]) == _DEFAULT_STATE and type(order) is str and order in "<>=|"
+        order: Any = state[1]
+        plain = state[2:8] == _DEFAULT_STATE and type(order) is str and order in "<>=|"
         _require(plain and len(order) == 1, "a dtype with a layout of its own")
-        self.value = self.value.newbyteorder(order)
+        self.value = self.value.newbyteorder(cast(Any, order))
 
 
 class _Array(np.ndarray):
@@ -149,10 +157,11 @@ class _Array(np.ndarray):
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
         checked = _array(dtype, shape, raw)
-        super().__setstate__((1, shape, checked.dtype, bool(fortran), checked.tobytes()))
+        whole: Any = (1, shape, checked.dtype, bool(fortran), checked.tobytes())
+        super().__setstate__(whole)  # its stub knows no version number
 
 
-def _array(dtype: Any, shape: Any, raw: Any, order: str = "C") -> np.ndarray:
+def _array(dtype: Any, shape: Any, raw: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     """Read-only."""
     _require(type(dtype) is _Dtype, "an array of something else than numbers")
     whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)

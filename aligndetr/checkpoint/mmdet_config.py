@@ -90,8 +90,10 @@ def _literal(node: ast.AST) -> Any:
     """The value of a literal or of `dict(name=literal, ...)`; None for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         return {word.arg: _literal(word.value) for word in node.keywords if word.arg}
-    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
-        return {key.value: _literal(x) for key, x in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.Dict):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        if len(keys) == len(node.keys):
+            return dict(zip(keys, map(_literal, node.values), strict=True))
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
     try:

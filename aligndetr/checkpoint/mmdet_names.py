@@ -6,7 +6,7 @@ that of the encoder's proposals. Both networks see RGB. Only names differ, and i
 convolutions have no bias.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -76,7 +76,9 @@ def from_mmdet(state: Mapping[str, Tensor], config_text: str | None) -> Converte
     return result
 
 
-def to_mmdet(state: Mapping[str, Tensor], filled: set[str] = frozenset()) -> dict[str, Tensor]:
+def to_mmdet(
+    state: Mapping[str, Tensor], filled: Collection[str] = frozenset()
+) -> dict[str, Tensor]:
     """Our AlignDETR under the names of mmdetection's.
 
     Args:

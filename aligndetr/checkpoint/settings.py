@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def _stride_in_1x1(model: nn.Module) -> bool | None:
+def _stride_in_1x1(model: Any) -> bool | None:
     block = model.backbone.res3[0]
     return block.conv1.stride[0] > 1 if hasattr(block, "conv3") else None  # bottlenecks alone
 
 
-READERS: dict[str, Callable[[nn.Module], Any]] = {
+READERS: dict[str, Callable[[Any], Any]] = {
     "model.position_embedding.temperature": lambda model: model.position_embedding.temperature,
     "model.position_embedding.offset": lambda model: model.position_embedding.offset,
     "model.position_embedding.normalize": lambda model: model.position_embedding.normalize,

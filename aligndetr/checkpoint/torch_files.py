@@ -86,7 +86,7 @@ def _refuse_compressed(path: str) -> None:
 
 
 @contextmanager
-def _known_to_torch(classes: list[type]) -> Iterator[None]:
+def _known_to_torch(classes: list[Any]) -> Iterator[None]:
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(classes)
     try:

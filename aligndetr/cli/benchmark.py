@@ -28,10 +28,10 @@ def main() -> None:
         report = LatencyReport(predictor.device)
         for line in report.heading():
             print(line)
-        for precision, size, batch_size in itertools.product(
+        for precision, (height, width), batch_size in itertools.product(
             args.precision, args.sizes, args.batch_sizes
         ):
-            work = (batch_size, *size, precision)
+            work = (batch_size, height, width, precision)
             try:
                 found = measure_latency(predictor.model, *work, args.repeats, args.warm_up)
             except OutOfMemory:

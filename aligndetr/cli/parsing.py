@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aligndetr.inference import Predictor
 
 
-def make_parser(doc: str) -> argparse.ArgumentParser:
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help is `doc`, with `%(prog)s` for the program as it was called."""
     return argparse.ArgumentParser(
         prog=_program(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

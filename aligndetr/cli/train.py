@@ -17,7 +17,7 @@ from .parsing import config_file, make_parser
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
-def main(doc: str = __doc__, eval_only: bool = False) -> None:
+def main(doc: str | None = __doc__, eval_only: bool = False) -> None:
     """Check the run here, so that an error shows once and not once per process; then start it."""
     args = parse_run(doc, eval_only)
     from aligndetr import engine
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     report_of_finished_run(cfg, since=start)
 
 
-def parse_run(doc: str, eval_only: bool = False) -> argparse.Namespace:
+def parse_run(doc: str | None, eval_only: bool = False) -> argparse.Namespace:
     """The options of detectron2's `default_argument_parser`; `doc` is the help.
 
     Args:

@@ -69,7 +69,7 @@ def _parse(override: str) -> tuple[str, Any, str]:
 
 def _set(cfg: DictConfig, key: str, value: Any, text: str) -> None:
     """Set one key, or several if `value` is a dict for a part that stays what it is."""
-    group = _group_of(cfg, key)
+    group: Any = _group_of(cfg, key)
     name = _own_name(group, key.rpartition(".")[2])
     old = _get(group, name)
     if isinstance(old, DictConfig):
@@ -91,7 +91,8 @@ def _set(cfg: DictConfig, key: str, value: Any, text: str) -> None:
 
 def _group_of(cfg: DictConfig, key: str) -> DictConfig | ListConfig:
     """The part of `cfg` that `key` ends in, after checking that it may have such a key."""
-    group, path = cfg, ""
+    group: Any = cfg
+    path = ""
     while True:
         rest = key[len(path) :].lstrip(".")
         name, dot, _ = rest.partition(".")
@@ -123,12 +124,13 @@ def _own_name(group: DictConfig | ListConfig, name: str) -> str | int:
     return int(name) if isinstance(group, ListConfig) else name
 
 
-def _get(group: DictConfig | ListConfig, name: str | int) -> Any:
-    """What stands there: a reference as its text, None where there is nothing."""
+def _get(group: Any, name: str | int) -> Any:
+    """What stands there in a config: a reference as its text, None where there is nothing."""
     if isinstance(group, DictConfig) and name not in group.keys():  # noqa: SIM118 - see below
         return None  # `name in group` would also be False for a reference to a missing key
     if OmegaConf.is_interpolation(group, name) or OmegaConf.is_missing(group, name):
-        return OmegaConf.to_container(group, resolve=False)[name]
+        plain: Any = OmegaConf.to_container(group, resolve=False)
+        return plain[name]
     return group[name]
 
 

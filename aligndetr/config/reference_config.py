@@ -50,7 +50,7 @@ def add_reference_tags(loader: type[yaml.SafeLoader]) -> None:
     loader.add_constructor(LAMBDA_TAG, _lambda)
 
 
-def _shape_spec(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, int]:
+def _shape_spec(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, int]:
     """The known fields; `ChannelMapper` takes a mapping for a ShapeSpec."""
     fields = loader.construct_mapping(node, deep=True)
     numbers = all(value is None or type(value) is int for value in fields.values())
@@ -61,7 +61,7 @@ def _shape_spec(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, int]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _lambda(loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, str]:
+def _lambda(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> dict[str, str]:
     if loader.construct_scalar(node):
         raise yaml.constructor.ConstructorError(
             None, None, "a function without a name takes no value", node.start_mark
@@ -132,7 +132,7 @@ def _group(data: dict, key: str) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _take_shared(name: str, *keys: str) -> list[dict]:
+def _take_shared(name: str, *keys: str) -> list[Any]:
     cfg = get_config(name)
     return [OmegaConf.to_container(cfg[key], resolve=False) for key in keys]
 

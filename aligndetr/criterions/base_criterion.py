@@ -8,6 +8,7 @@ What is common to the sets is computed once for all of them.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class BaseCriterion(nn.Module):
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"`num_classes` (={num_classes!r}) must be a positive integer")
         self.num_classes = num_classes
-        self.matcher = matcher
+        self.matcher: Any = matcher
         self.weight_dict = dict(weight_dict)
         self._num_boxes_of_step: float | Tensor | None = None
 

@@ -53,6 +53,7 @@ class ManyToOneCriterion(BaseCriterion):
         rank_weights: bool = True,
     ):
         super().__init__(num_classes, matcher, weight_dict)
+        self.weight_table: Tensor
         self.match_num = _positive_ints(match_num)
         check_loss_arguments(alpha, gamma, tau, class_loss)
         self.gamma = gamma

@@ -85,7 +85,9 @@ def _valid_segmentation(segmentation: Any) -> dict | list | None:
         if not {"counts", "size"} <= segmentation.keys() or not _is_mask(**segmentation):
             return None
         if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
+            height, width = segmentation["size"]
+            run_lengths: Any = segmentation  # of which the stub does not know
+            return mask_util.frPyObjects(run_lengths, height, width)
         return segmentation
     if isinstance(segmentation, list):
         polygons = [p for p in segmentation if isinstance(p, list)]

@@ -8,16 +8,16 @@ process that trains.
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
-from torch.utils.data import Dataset
 
 from aligndetr.utils.files import atomic_path
 
 from .checks import DatasetError
+from .records import Records
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class ReplaceCorruptImages:
         dataset: of the mapper's dicts.
     """
 
-    def __init__(self, mapper: Callable[[dict], Any], dataset: Sequence[dict] | Dataset):
+    def __init__(self, mapper: Callable[[dict], Any], dataset: Records):
         self.mapper = mapper
         self.dataset = dataset
 

@@ -96,7 +96,7 @@ class DetrDatasetMapper:
         annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
         boxes = _xyxy(annotations)
         # A flip would turn a negative width into a positive one: empty boxes go before it.
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         annotations = [a for a, keep in zip(annotations, has_area, strict=True) if keep]
         height, width = image_size
         moved = transforms.apply_box(boxes[has_area]).clip(0, [width, height, width, height])

@@ -29,6 +29,7 @@ from .coco_dataset import CocoDataset
 from .index_build import IndexInfo
 from .index_files import open_index
 from .layouts import find_dataset
+from .records import Records
 
 SPLITS = ("train", "val")
 
@@ -100,9 +101,7 @@ def class_names(dataset_name: str) -> list[str]:
     return list(MetadataCatalog.get(dataset_name).thing_classes)
 
 
-def get_detection_dataset(
-    names: str | Sequence[str], filter_empty: bool = True
-) -> CocoDataset | ConcatDataset:
+def get_detection_dataset(names: str | Sequence[str], filter_empty: bool = True) -> Records:
     """The images of one or several data sets, for detectron2's loaders.
 
     It takes the place of detectron2's `get_detection_dataset_dicts` and gives the same records in
@@ -135,7 +134,8 @@ def load_coco(dataset_name: str, split: str) -> list[dict[str, Any]]:
     Raises:
         DatasetError: see `open_coco`.
     """
-    return list(open_coco(dataset_name, split))
+    dataset = open_coco(dataset_name, split)
+    return [dataset[index] for index in range(len(dataset))]
 
 
 def open_coco(dataset_name: str, split: str, filter_empty: bool = False) -> CocoDataset:
@@ -179,7 +179,7 @@ class _RegisteredCoco:
         return load_coco(self.name, self.split)
 
 
-def _open_dataset(name: str, filter_empty: bool) -> Dataset:
+def _open_dataset(name: str, filter_empty: bool) -> Any:
     _check_registered(name)
     registered = DatasetCatalog[name]
     if isinstance(registered, _RegisteredCoco):

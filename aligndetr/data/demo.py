@@ -136,7 +136,7 @@ def read_source(archive: zipfile.ZipFile, stem: str) -> tuple[np.ndarray, np.nda
     with archive.open(f"{stem}.png") as file:
         image = np.asarray(Image.open(file).convert("RGB"))
     boxes = [
-        [float(box.findtext(corner)) for corner in ("xmin", "ymin", "xmax", "ymax")]
+        [float(box.findtext(corner, "")) for corner in ("xmin", "ymin", "xmax", "ymax")]
         for box in ElementTree.fromstring(archive.read(f"{stem}.xml")).iter("bndbox")
     ]
     return image, np.array(boxes).reshape(-1, 4)

@@ -9,12 +9,14 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from aligndetr.utils.random_states import seeded
 
 from .checks import DatasetError
+from .records import Records
 
 MAX_TRIES = 100
 
@@ -55,7 +57,7 @@ def batches_of_draws(
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    groups: Sequence[int] | None = None,
+    groups: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[list[Draw]]:
     """Number the draws of this rank and put them into batches.
 
@@ -84,7 +86,7 @@ class DrawnDataset(Dataset):
         seed: of the run.
     """
 
-    def __init__(self, dataset: Sequence[dict] | Dataset, mapper: Callable, seed: int):
+    def __init__(self, dataset: Records, mapper: Callable, seed: int):
         self._dataset, self._mapper, self._seed = dataset, mapper, seed
 
     def __len__(self) -> int:

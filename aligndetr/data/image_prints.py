@@ -46,11 +46,12 @@ def similar_pairs(
 ) -> list[tuple[int, int]]:
     """Indices of an image of `first` and one of `second` that look the same, whatever their size
     or compression; in order."""
-    columns = [j for j, found in enumerate(second) if found is not None]
-    if not columns:
+    known = [(j, found) for j, found in enumerate(second) if found is not None]
+    if not known:
         return []
-    bits = np.stack([second[j].bits for j in columns])
-    thumbnails = np.stack([second[j].thumbnail for j in columns]).astype(int)
+    columns = [j for j, _ in known]
+    bits = np.stack([found.bits for _, found in known])
+    thumbnails = np.stack([found.thumbnail for _, found in known]).astype(int)
     pairs = []
     for i, found in enumerate(first):
         if found is None:

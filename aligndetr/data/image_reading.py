@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -111,7 +111,11 @@ class PillowInput(T.AugInput):
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)"""
-        return self._array.shape[:2] if self._pillow is None else self._pillow.size[::-1]
+        if self._pillow is None:
+            height, width = self.image.shape[:2]
+        else:
+            width, height = self._pillow.size
+        return height, width
 
     @property
     def image(self) -> np.ndarray:
@@ -152,12 +156,12 @@ class PillowInput(T.AugInput):
     def to_tensor(self) -> torch.Tensor:
         """(3, H, W), contiguous, of the image's type (uint8, unless a transform changed it)."""
         if self._pillow is None:
-            return torch.from_numpy(np.ascontiguousarray(self._array.transpose(2, 0, 1)))
+            return torch.from_numpy(np.ascontiguousarray(self.image.transpose(2, 0, 1)))
         pixels = _memory_of(self._pillow)
         planes = np.empty((3, *pixels.shape[:2]), np.uint8)
-        order = planes[::-1] if self._reversed else planes
+        order: Any = [*(planes[::-1] if self._reversed else planes)]
         if pixels.shape[2] == 3:
-            cv2.split(pixels, [*order])
+            cv2.split(pixels, order)
         else:
             cv2.split(pixels, [*order, np.empty_like(planes[0])])
         return torch.from_numpy(planes)
@@ -165,7 +169,7 @@ class PillowInput(T.AugInput):
     def _view(self) -> np.ndarray:
         """(H, W, 3), which may be read-only and have any strides: nothing is copied to get it."""
         if self._pillow is None:
-            return self._array
+            return self.image
         pixels = _memory_of(self._pillow)[:, :, :3]
         return pixels[:, :, ::-1] if self._reversed else pixels
 

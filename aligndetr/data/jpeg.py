@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 END_OF_IMAGE = b"\xff\xd9"
 ORIENTATION = 0x0112  # EXIF's tag
@@ -23,6 +23,8 @@ def decode_jpeg(image: Image.Image) -> Image.Image | None:
         In mode "RGB", or None where Pillow must do it: the file is no JPEG, is not in RGB, is to
         be turned, is cut off, or the two libraries were built on libjpegs that differ.
     """
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None:
+        return None
     if image.format != "JPEG" or image.mode != "RGB" or not _decodes_as_pillow_does():
         return None
     if image.getexif().get(ORIENTATION, 1) != 1:

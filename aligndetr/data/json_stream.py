@@ -52,7 +52,8 @@ class JsonReader:
     def peek(self) -> str:
         """The next character that is not white space, "" at the end of the file."""
         while True:
-            self._pos = _skip_space(self._text, self._pos).end()
+            # It matches nothing, too, so there is always a match.
+            self._pos = _skip_space(self._text, self._pos).end()  # pyright: ignore[reportOptionalMemberAccess]
             if self._pos < len(self._text) or self._at_end:
                 return self._text[self._pos : self._pos + 1]
             self._read_more()

@@ -26,7 +26,10 @@ ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val")}
 
 
 def find_dataset(
-    split: str, root: str | None, json_file: str | None, image_root: str | None
+    split: str,
+    root: str | None,
+    json_file: str | Path | None,
+    image_root: str | Path | None,
 ) -> tuple[Path, Path]:
     """Absolute paths of the json and of the images; what is not given is looked for under `root`.
 
@@ -50,7 +53,7 @@ def find_dataset(
             f"dataset.{split}_{given} is given but dataset.{split}_{missing} is not; a data set "
             f"needs both. Add dataset.{split}_{missing}=… or give dataset.root."
         )
-    return tuple(Path(p).expanduser().absolute() for p in (json_file, image_root))
+    return Path(json_file).expanduser().absolute(), Path(image_root).expanduser().absolute()
 
 
 def _find_other_layout(split: str, root: Path) -> tuple[Path, Path] | None:

@@ -14,17 +14,18 @@ from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from .checks import DatasetError
 from .coco_dataset import CocoDataset
 from .corrupt_images import ReplaceCorruptImages
+from .records import Records
 from .train_loader import TrainLoader
 from .worker_signals import leave_signals_to_parent
 
 
 def build_detection_train_loader(
-    dataset: list[dict] | Dataset,
+    dataset: Records,
     *,
     mapper: Callable[[dict], Any],
     total_batch_size: int,
@@ -79,7 +80,7 @@ def build_detection_train_loader(
     )
 
 
-def _orientations(dataset: Dataset) -> np.ndarray:
+def _orientations(dataset: Records) -> np.ndarray:
     """(N,) bool by index: the image is wider than high."""
     if isinstance(dataset, CocoDataset):
         return dataset.orientations()
@@ -98,7 +99,7 @@ def _orientations(dataset: Dataset) -> np.ndarray:
 
 
 def build_detection_test_loader(
-    dataset: list[dict] | Dataset,
+    dataset: Records,
     *,
     mapper: Callable[[dict], Any],
     batch_size: int = 1,

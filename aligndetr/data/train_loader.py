@@ -5,11 +5,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .draws import DrawnDataset, ShuffledIndices, batches_of_draws
+from .records import Records
 from .worker_signals import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
@@ -42,13 +44,13 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Sequence[dict] | Dataset,
+        dataset: Records,
         mapper: Callable[[dict], Any],
         batch_size: int,
         seed: int,
         *,
         sampler: Iterable[int] | None = None,
-        groups: Sequence[int] | None = None,
+        groups: Sequence[int] | np.ndarray | None = None,
         num_workers: int = 0,
         prefetch_factor: int | None = None,
         pin_memory: bool = False,

@@ -191,7 +191,8 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with open_image(path) as image:
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+            width, height = image.size
+            return (height, width) if turned else (width, height)
     except FileNotFoundError:
         raise DatasetError(f"image {str(path)!r} does not exist") from None
     except Exception as error:  # broken bytes make Pillow raise almost anything
@@ -224,7 +225,7 @@ def _parse_label(words: list[str], num_classes: int, width: int, height: int) ->
         )
     if not all(math.isfinite(n) and -TOLERANCE <= n <= 1 + TOLERANCE for n in numbers):
         raise ValueError("coordinates must be fractions of the image's width and height")
-    annotation = {"category_id": int(class_number), "iscrowd": 0}
+    annotation: dict[str, Any] = {"category_id": int(class_number), "iscrowd": 0}
     if len(numbers) == 4:
         x, y, w, h = numbers
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]

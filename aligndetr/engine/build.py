@@ -121,4 +121,4 @@ def _arguments(node: DictConfig) -> dict[str, Any]:
 
     (A config that is data refuses objects, and would be saved with them.)
     """
-    return dict(node.items())
+    return {str(key): value for key, value in node.items()}

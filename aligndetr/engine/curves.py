@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -105,7 +106,7 @@ def _plot_losses(axes: Axes, series: Series) -> None:
         kind, source = _kind_and_source(name)
         style = {"color": KINDS.get(kind), "linestyle": SOURCES.get(source, "-.")}
         axes.plot(iterations, values, linewidth=1.2, label=name.removeprefix("loss_"), **style)
-    positive = [v for line in axes.lines for v in line.get_ydata() if v > 0]
+    positive = [v for line in axes.lines for v in np.asarray(line.get_ydata()) if v > 0]
     if positive:
         axes.set_yscale("log")
     axes.set_title("Losses (weighted, summed over layers; median over the log window)")

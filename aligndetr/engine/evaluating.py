@@ -80,6 +80,7 @@ class EvalHook(d2_hooks.EvalHook):
             self._function = None  # likely holds the model, as detectron2 says of its own
 
     def _evaluate(self) -> Mapping[str, Any]:
+        assert self._function is not None, "the training goes on"
         with preserved_random_states(self._device):
             results = self._function()
         self._results = flatten_results_dict(results)

@@ -26,11 +26,15 @@ def gradient_norms(
     parameters: Sequence[nn.Parameter], norm_type: float = 2.0
 ) -> tuple[Tensor, Tensor]:
     """Of parameters that have a gradient: the norm of each, (N,), and of all together, 0-d."""
-    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters], float(norm_type)))
+    norms = torch.stack(torch._foreach_norm(_gradients(parameters), float(norm_type)))
     return norms, torch.linalg.vector_norm(norms, float(norm_type))
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, norm: Tensor) -> None:
     """Bring gradients whose norm is `norm`, 0-d, to at most `max_norm`, without a wait."""
     factor = (float(max_norm) / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([p.grad for p in parameters], factor)
+    torch._foreach_mul_(_gradients(parameters), factor)
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

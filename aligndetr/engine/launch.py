@@ -82,7 +82,7 @@ def launch(
         for local_rank in range(num_processes)
     ]
     errors = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(
+    context: Any = mp.start_processes(
         _worker,
         args=(places, main_func, args, device_type, timeout, errors),
         nprocs=num_processes,

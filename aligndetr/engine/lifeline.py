@@ -170,7 +170,8 @@ def _end_after(seconds: float) -> None:
 
     A thread in C does it, which also works while Python waits in a collective, or is exiting.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    output = sys.__stderr__ or sys.stderr  # the system's, even while a test takes the other
+    faulthandler.dump_traceback_later(seconds, exit=True, file=output)
 
 
 def _in_background(function: Callable, *args: Any) -> None:

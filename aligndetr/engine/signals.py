@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from aligndetr.utils.signals import STOP_SIGNALS
 
@@ -29,7 +30,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._earlier: dict[int, object] = {}
+        self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         # Python lets the main thread alone set handlers.

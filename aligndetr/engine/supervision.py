@@ -35,15 +35,19 @@ def supervise(processes: list[BaseProcess], errors: SimpleQueue) -> None:
     if not errors.empty():
         rank, text = errors.get()
         raise RankFailedError(f"rank {rank} failed:\n\n{text}")
+    codes = set()
     for process in processes:
-        if process.exitcode == -signal.SIGINT:  # the user's second Ctrl-C
+        code = process.exitcode
+        assert code is not None, "all have ended"
+        if code == -signal.SIGINT:  # the user's second Ctrl-C
             raise SystemExit(128 + signal.SIGINT)
-        if process.exitcode < 0 and process not in killed:
+        if code < 0 and process not in killed:
             raise RankFailedError(
-                f"process {process.pid} was ended by {signal.Signals(-process.exitcode).name}; "
+                f"process {process.pid} was ended by {signal.Signals(-code).name}; "
                 "SIGKILL often means that memory ran out"
             )
-    codes = {abs(process.exitcode) for process in processes} - {0, OTHER_RANK_FAILED}
+        codes.add(abs(code))
+    codes -= {0, OTHER_RANK_FAILED}
     if codes:
         raise SystemExit(max(codes))
     if any(process.exitcode for process in processes):
@@ -69,7 +73,7 @@ def _wait(processes: list[BaseProcess]) -> list[BaseProcess]:
 def _signals_passed_on_to(processes: list[BaseProcess]) -> Iterator[None]:
     def pass_on(signum: int, _frame: object) -> None:
         for process in processes:
-            if process.is_alive():
+            if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signum)
 
     earlier = {signum: signal.signal(signum, pass_on) for signum in STOP_SIGNALS}

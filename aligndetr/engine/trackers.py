@@ -5,6 +5,7 @@ on in the tracker's run of before: `output_dir` holds its id. A tracker that fai
 own records only, never the training.
 """
 
+import importlib
 import inspect
 import logging
 import re
@@ -53,8 +54,7 @@ def check_trackers(train: DictConfig) -> None:
 def _known_params(name: str) -> set[str]:
     if name == "mlflow":
         return set(inspect.signature(start_mlflow).parameters) - {"config", "id_file"}
-    import wandb
-
+    wandb = importlib.import_module("wandb")
     return set(inspect.signature(wandb.init).parameters) - {"config"}
 
 
@@ -69,7 +69,7 @@ def start_trackers(cfg: DictConfig, resume: bool) -> list[EventWriter]:
         id_file = Path(cfg.train.output_dir) / f"{name}_run_id.txt"
         if not resume:
             id_file.unlink(missing_ok=True)
-        params = OmegaConf.to_container(settings.get("params") or OmegaConf.create())
+        params: Any = OmegaConf.to_container(settings.get("params") or OmegaConf.create())
         writers.append(start[name](config=config_to_yaml(cfg), id_file=id_file, **params))
     return writers
 
@@ -132,8 +132,9 @@ def start_wandb(*, config: str, id_file: Path, **params: Any) -> WandbWriter:
         config: the run's, as YAML.
         params: of `wandb.init`.
     """
-    import wandb
     import yaml
+
+    wandb = importlib.import_module("wandb")
 
     if params.get("dir"):
         Path(params["dir"]).mkdir(parents=True, exist_ok=True)  # else wandb writes elsewhere
@@ -158,12 +159,11 @@ class MlflowWriter(TrackerWriter):
         self._run_id = run_id
 
     def log(self, iteration: int, scalars: dict[str, float]) -> None:
-        from mlflow.entities import Metric
-
+        metric = importlib.import_module("mlflow.entities").Metric
         now = int(time.time() * 1000)
         # MLflow refuses other characters, which a class may have in its name.
         names = {name: re.sub(r"[^\w\-. /]", "_", name) for name in scalars}
-        metrics = [Metric(names[name], value, now, iteration) for name, value in scalars.items()]
+        metrics = [metric(names[name], value, now, iteration) for name, value in scalars.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def finish(self, failed: bool) -> None:
@@ -186,9 +186,7 @@ def start_mlflow(
         experiment_name: made if it is new.
         run_name: "" lets MLflow invent one.
     """
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri or None)
+    client = importlib.import_module("mlflow").MlflowClient(tracking_uri or None)
     if id_file.exists():
         run_id = id_file.read_text(encoding="utf-8")
         client.update_run(run_id, status="RUNNING")

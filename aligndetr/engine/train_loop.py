@@ -3,12 +3,14 @@
 import argparse
 import copy
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.engine import hooks as d2_hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -178,7 +180,10 @@ def _models_to_evaluate(
 
 
 def _evaluate(
-    models: dict[str, nn.Module], evaluation: tuple, names: list[str], device: str
+    models: dict[str, nn.Module],
+    evaluation: tuple[Iterable, DatasetEvaluator],
+    names: list[str],
+    device: str,
 ) -> Results:
     results = {}
     for prefix, model in models.items():

@@ -171,7 +171,8 @@ class Trainer(SimpleTrainer):
             return MicroBatch(batch, {}, torch.tensor(math.nan, device=self.device), error)
         if share != 1:
             losses = {name: loss * share for name, loss in losses.items()}
-        return MicroBatch(batch, losses, sum(losses.values()))
+        total: Any = sum(losses.values())  # a Tensor: no model is without a loss
+        return MicroBatch(batch, losses, total)
 
     def _is_known_to_be_bad(self, parts: Sequence[MicroBatch], finite: Tensor) -> bool:
         """Asked before the last backward pass; the same on all ranks.

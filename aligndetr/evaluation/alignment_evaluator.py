@@ -127,6 +127,7 @@ class AlignmentEvaluator(DatasetEvaluator):
         class_of = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if class_of is None:
             return labels
+        assert self._truth is not None, "`process` has read it"
         order = np.empty(len(class_of), dtype=int)
         for category_id, label in class_of.items():
             order[label] = self._truth.category_ids.index(category_id)
@@ -139,6 +140,7 @@ class AlignmentEvaluator(DatasetEvaluator):
 
     def _class_names(self) -> list[str]:
         """In the order of the category ids."""
+        assert self._truth is not None, "`process` has read it"
         names = self._metadata.get("thing_classes")
         count = len(self._truth.category_ids)
         if names is None:

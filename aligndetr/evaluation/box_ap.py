@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class GroundTruth:
     def category_ids(self) -> list[int]:
         return sorted(category["id"] for category in self.content["categories"])
 
-    def numbers(self, image_ids: Sequence | None) -> list[int]:
+    def numbers(self, image_ids: Collection | None) -> list[int]:
         """Numbers of some images (None: of all), ascending."""
         if image_ids is None:
             return list(self.number_of.values())
@@ -170,10 +170,11 @@ def paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _run_pycocotools(truth: GroundTruth, found: dict, params: Params) -> dict[str, np.ndarray]:
+def _run_pycocotools(truth: GroundTruth, found: dict, params: Params) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         coco_gt, coco_dt = COCO(), COCO()
-        for coco, content in ((coco_gt, truth.content), (coco_dt, found)):
+        contents: Any = (truth.content, found)  # not as narrow as the stub has them
+        for coco, content in zip((coco_gt, coco_dt), contents):
             coco.dataset = content
             coco.createIndex()
         official = COCOeval(coco_gt, coco_dt, "bbox")

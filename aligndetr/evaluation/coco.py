@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         parts = comm.gather(detections, dst=0)
         return Detections.concatenate(parts) if comm.is_main_process() else None
 
-    def _category_ids(self, detections: Detections) -> dict[int, int] | range:
+    def _category_ids(self, detections: Detections) -> Mapping[int, int] | Sequence[int]:
         """From labels to the ids of the json."""
         highest = int(detections.classes.max(initial=-1))
         class_of = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -154,6 +154,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         return {label: category_id for category_id, label in class_of.items()}
 
     def _write(self, results: list[dict[str, Any]]) -> None:
+        assert self._output_dir is not None
         path = Path(self._output_dir) / "coco_instances_results.json"
         logger.info("Saving results to %s", path)
         try:
@@ -164,6 +165,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
 
     def _json_file(self) -> str:
         if not hasattr(self._metadata, "json_file"):
+            assert self._output_dir is not None, "checked at the start"
             path = str(Path(self._output_dir) / f"{self._dataset_name}_coco_format.json")
             convert_to_coco_json(self._dataset_name, path, allow_cached=self._allow_cached_coco)
             self._metadata.json_file = path

@@ -1,6 +1,6 @@
 """What a detector found in many images, as a few arrays: small to keep and quick to send."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Detections:
         """No box and no score is NaN or infinite."""
         return bool(np.isfinite(self.boxes).all() and np.isfinite(self.scores).all())
 
-    def to_results(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    def to_results(self, category_ids: Mapping[int, int] | Sequence[int]) -> list[dict[str, Any]]:
         """COCO's result format; label i becomes `category_ids[i]`."""
         image_ids = [i for i, n in zip(self.image_ids, self.counts, strict=True) for _ in range(n)]
         return [

@@ -178,7 +178,7 @@ def _match(iou: np.ndarray, highest: np.ndarray, threshold: float) -> Iterator[t
         index = last - iou[detection, ::-1].argmax()  # of equal ones COCO takes the last
         if iou[detection, index] >= threshold:
             iou[:, index] = -1.0
-            yield detection, index
+            yield int(detection), int(index)
 
 
 def _highest(iou: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray]:

@@ -87,4 +87,4 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: bool) -> np.ndarray:
     if not len(boxes) or not len(others):
         return np.zeros((len(boxes), len(others)))
     boxes, others = (np.ascontiguousarray(b, dtype=float) for b in (boxes, others))
-    return np.asarray(coco_mask.iou(boxes, others, [crowd] * len(others)))
+    return np.asarray(coco_mask.iou(boxes, others, [int(crowd)] * len(others)))

@@ -59,7 +59,7 @@ def confusion_matrix(matches: Matches, score: float) -> np.ndarray:
     rest = np.flatnonzero(counted & (found < 0))
     for index in rest[matches.other_iou[rest] >= 0.5]:
         image = matches.images[index]
-        here = np.arange(starts[image], starts[image + 1])
+        here = np.arange(int(starts[image]), int(starts[image + 1]))
         here = here[free[here] & (matches.object_classes[here] != matches.classes[index])]
         iou = box_iou(matches.boxes[index : index + 1], matches.object_boxes[here], crowd=False)[0]
         if iou.max(initial=0.0) >= 0.5:
@@ -68,7 +68,8 @@ def confusion_matrix(matches: Matches, score: float) -> np.ndarray:
     matrix = np.zeros((background + 1, background + 1), dtype=int)
     rows = np.append(matches.object_classes, background)[found[counted]]  # -1 is the background
     np.add.at(matrix, (rows, matches.classes[counted]), 1)
-    np.add.at(matrix, (matches.object_classes[free], background), 1)
+    missed = matches.object_classes[free]
+    np.add.at(matrix, (missed, np.full_like(missed, background)), 1)
     return matrix
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from detectron2.config import instantiate
+from omegaconf import DictConfig
 from tabulate import tabulate
 
 from aligndetr.evaluation import evaluate
@@ -24,12 +25,18 @@ def validation_images(predictor: Predictor) -> Sequence[str]:
         ValueError: the data is not there.
     """
     try:
-        records = instantiate(predictor.config.dataloader.test.dataset)
+        records = instantiate(_config_of(predictor).dataloader.test.dataset)
         return [record["file_name"] for record in choose_evenly(records, NUM_IMAGES)]
     except (ValueError, OSError) as error:
         raise ValueError(
             f"there is no val set to compare on ({error}); name images to compare on instead"
         ) from error
+
+
+def _config_of(predictor: Predictor) -> DictConfig:
+    if predictor.config is None:
+        raise ValueError("the predictor was made without a config, which would name a val set")
+    return predictor.config
 
 
 def ap_check(
@@ -41,7 +48,7 @@ def ap_check(
 
     The check raises a ParityError if it differs by more. It reports AP, AP50 and AP75 of both.
     """
-    cfg = predictor.config.copy()
+    cfg = _config_of(predictor).copy()
     cfg.dataloader.evaluator.output_dir = None  # the training's own results stay there
 
     def evaluation_of(detector) -> dict[str, float]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,15 @@ class TensorDetector(nn.Module):
                 f"{type(model).__name__} cannot be exported: it has no method `predict` from a "
                 "tensor of images to boxes, scores and classes (see AlignDETR.predict)"
             )
-        if getattr(getattr(model, "backbone", None), "size_divisibility", 0) > 1:
+        backbone = getattr(model, "backbone", None)
+        divisor = getattr(backbone, "size_divisibility", 0)
+        if divisor > 1:
             raise ValueError(
-                f"a model with the backbone {type(model.backbone).__name__} cannot be exported: "
-                f"its images are padded to multiples of {model.backbone.size_divisibility} pixels, "
+                f"a model with the backbone {type(backbone).__name__} cannot be exported: "
+                f"its images are padded to multiples of {divisor} pixels, "
                 "with a mask, which the exported graph does not do"
             )
-        self.model = model
+        self.model: Any = model
         # Also where the model is already: torch.onnx.export puts all back to the mode of this.
         self.eval()
 
@@ -69,7 +72,7 @@ def to_onnx(model: nn.Module) -> bytes:
         torch.onnx.export(
             TensorDetector(model),
             (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
-            buffer,
+            cast(Any, buffer),  # torch's own type names files alone
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT],

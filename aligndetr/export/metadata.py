@@ -1,6 +1,7 @@
 """What a file says about itself: classes, and how to make its input of an image."""
 
 import json
+from typing import Any
 
 from detectron2.data import transforms as T
 from PIL import Image
@@ -50,7 +51,7 @@ def resize_recipe(mapper: DetrDatasetMapper) -> dict[str, int | str]:
         name of Pillow's filter.
     """
     resizes = list(mapper.augmentation.augs)
-    resize = resizes[0] if len(resizes) == 1 else None
+    resize: Any = resizes[0] if len(resizes) == 1 else None
     if not isinstance(resize, T.ResizeShortestEdge) or len(set(resize.short_edge_length)) != 1:
         raise ValueError(
             "`dataloader.test.mapper.augmentation` must be one ResizeShortestEdge to one length, "

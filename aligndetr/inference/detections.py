@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -58,7 +58,13 @@ class Detections:
         for box, score, class_id, name in zip(*values, strict=True):
             yield Detection(tuple(box), score, class_id, name)
 
-    def __getitem__(self, key: int | slice | np.ndarray | Sequence) -> "Detection | Detections":
+    @overload
+    def __getitem__(self, key: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, key: slice | np.ndarray | Sequence) -> "Detections": ...
+
+    def __getitem__(self, key: Any) -> "Detection | Detections":
         if isinstance(key, (int, np.integer)):
             return list(self)[key]
         fields = {name: getattr(self, name)[key] for name in ("boxes", "scores", "class_ids")}
@@ -73,13 +79,13 @@ class Detections:
     @property
     def names(self) -> list[str]:
         """N names, one per detection."""
-        return [self.class_names[class_id] for class_id in self.class_ids]
+        class_ids: list[int] = self.class_ids.tolist()
+        return [self.class_names[class_id] for class_id in class_ids]
 
     @property
     def file_name(self) -> str | None:
         """Of the image, as it was given; None for an image that was in memory."""
-        is_path = isinstance(self.source, (str, os.PathLike))
-        return os.fspath(self.source) if is_path else None
+        return os.fspath(self.source) if isinstance(self.source, (str, os.PathLike)) else None
 
     def to_coco(
         self, image_id: Any = None, category_ids: Sequence[int] | None = None

@@ -117,6 +117,7 @@ def _of_images(
     files: Sequence[str], predict: Predict, leave_out: LeaveOut
 ) -> Iterator[tuple[Detections, Origin]]:
     for found in predict(tqdm(files, unit="image", disable=None), leave_out):
+        assert found.file_name is not None, "files were predicted"
         yield found, Origin(found.file_name)
 
 

@@ -129,6 +129,7 @@ def _picture_writer(paths: Mapping[str, Path]) -> Iterator[Write]:
                 return
             picture = found.plot()
             if origin.file not in current:
+                assert origin.fps is not None, "a video has one"
                 video.close()
                 current.clear()
                 opened = open_video_output(paths[origin.file], origin.fps, picture.size)

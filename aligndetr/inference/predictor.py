@@ -8,6 +8,7 @@ found.save("found.png")
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -199,9 +200,27 @@ class Predictor:
         model = type(self.model).__name__
         return f"Predictor({model}, {len(self.class_names)} classes, {self.device})"
 
+    @overload
     def __call__(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike,
+        score_threshold: float = ...,
+        batch_size: int = ...,
+        tile: int | None = ...,
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[ImageLike],
+        score_threshold: float = ...,
+        batch_size: int = ...,
+        tile: int | None = ...,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        images: Any,
         score_threshold: float = 0.3,
         batch_size: int = 1,
         tile: int | None = None,

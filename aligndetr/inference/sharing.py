@@ -180,7 +180,7 @@ def _notes(checkpoint: dict[str, Any], to: str) -> list[str]:
 
 
 def _notes_for_mmdet(cfg: DictConfig) -> list[str]:
-    model = OmegaConf.to_container(cfg.model, resolve=False)
+    model: Any = OmegaConf.to_container(cfg.model, resolve=False)
     options, sizes = cfg_options(model), other_sizes(model)
     words = [MMDET_CONFIG, *(["--cfg-options", *options] if options else [])]
     notes = [f"in mmdetection: {' '.join(words)}"]

@@ -71,7 +71,8 @@ def predict_in_tiles(
     regions = tile_regions(image.width, image.height, tile)
     tiles = (image.crop(region).convert("RGB") for region in regions)
     found = [part for batch in _batches(tiles, batch_size) for part in predict(batch)]
-    boxes = [part.boxes + np.float32([*region[:2]] * 2) for part, region in zip(found, regions)]
+    corners = [np.array([*region[:2]] * 2, np.float32) for region in regions]
+    boxes = [part.boxes + corner for part, corner in zip(found, corners)]
     factor = math.ceil(max(image.size) / tile)
     if min(image.size) // factor >= MIN_EDGE:
         found += predict([shrink(image, factor)])

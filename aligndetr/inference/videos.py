@@ -144,7 +144,7 @@ def open_video_output(
     Raises:
         OSError: it cannot be written.
     """
-    fourcc = cv2.VideoWriter_fourcc(*CODECS[Path(path).suffix.lower()])
+    fourcc = cv2.VideoWriter.fourcc(*CODECS[Path(path).suffix.lower()])
     with atomic_path(path) as temporary:
         with _quiet():
             writer = cv2.VideoWriter(str(temporary), fourcc, fps, size)

@@ -1,5 +1,7 @@
 """Stacks of linear layers: `MLP` for heads, `FFN` for the transformer's feed-forward step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +90,8 @@ class FFN(nn.Module):
         return out + (x if identity is None else identity)
 
     def _in_blocks(self, x: Tensor) -> Tensor:
-        first, last = self.layers[0][0], self.layers[1]
+        parts: Any = self.layers
+        first, last = parts[0][0], parts[1]
         return feed_forward_in_blocks(x, first.weight, first.bias, last.weight, last.bias)
 
     def _can_be_in_blocks(self, x: Tensor) -> bool:
@@ -99,6 +102,7 @@ class FFN(nn.Module):
             return False
         if torch.is_autocast_enabled("cpu") or len(self.layers) != 3:
             return False
-        (first, activation, dropout), last, _ = self.layers
+        parts: Any = self.layers
+        (first, activation, dropout), last, _ = parts
         is_plain = type(first) is type(last) is nn.Linear and type(activation) is nn.ReLU
         return is_plain and not (self.training and dropout.p > 0)

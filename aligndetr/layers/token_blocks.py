@@ -55,21 +55,21 @@ class _FeedForward(torch.autograd.Function):
             zip(_blocks(tokens), _blocks(grad), strict=True)
         ):
             hidden = F.linear(block, weight1, bias1).relu_()
-            if needs2:
+            if grad_weight2 is not None:
                 grad_weight2.addmm_(grad_block.T, hidden)
             grad_hidden = grad_block @ weight2
             torch.ops.aten.threshold_backward.grad_input(
                 grad_hidden, hidden, 0, grad_input=grad_hidden
             )
-            if needs1:
+            if grad_weight1 is not None:
                 grad_weight1.addmm_(grad_hidden.T, block)
-            if needs_bias1:
+            if grad_bias1 is not None:
                 grad_bias1 += grad_hidden.sum(0)
-            if needs_x:
+            if grad_tokens is not None:
                 rows = slice(start * TOKENS_PER_BLOCK, (start + 1) * TOKENS_PER_BLOCK)
                 torch.mm(grad_hidden, weight1, out=grad_tokens[rows])
         return (
-            grad_tokens.view_as(x) if needs_x else None,
+            None if grad_tokens is None else grad_tokens.view_as(x),
             grad_weight1,
             grad_bias1,
             grad_weight2,

@@ -69,10 +69,12 @@ class IABCELoss(nn.Module):
         """
         position, src_boxes, target_boxes = _look_up(pred_boxes, targets, indices)
         weights = rank_weight_table(pred_logits.shape[1], self.tau, pred_logits.device)
-        return IA_BCE_loss(
+        loss, of_pairs = IA_BCE_loss(
             pred_logits, position, src_boxes, target_boxes, indices, num_boxes, self.alpha,
             self.gamma, weights, self.variant,
         )  # fmt: skip
+        assert isinstance(of_pairs, Tensor), "a table of weights was given"
+        return loss, of_pairs
 
     def extra_repr(self) -> str:
         return f"{self.variant}, alpha={self.alpha}, gamma={self.gamma}, tau={self.tau}"

@@ -65,7 +65,7 @@ class ChannelMapper(nn.Module):
         self._same, self._copied = same, (norm_layer, activation)
         self.in_features, self.num_outs = in_features, num_outs
         self.is_connected = input_shapes is not None
-        if self.is_connected:
+        if input_shapes is not None:
             self._build(input_shapes)
 
     def connect(self, output_shape: Mapping) -> None:
@@ -113,6 +113,7 @@ class ChannelMapper(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Name -> (B, C_i, H_i, W_i) of the backbone to `num_outs` maps (B, out_channels, H, W)."""
+        assert self.in_features is not None, "`connect` was called"
         features = [inputs[name] for name in self.in_features]
         outs = [conv(feature) for conv, feature in zip(self.convs, features, strict=True)]
         coarsest = features[-1]

@@ -158,7 +158,7 @@ def _negatives(counts: list[int], num_groups: int) -> Tensor:
 
 
 def _noise_labels(labels: Tensor, draws: NoiseDraws, label_noise_ratio: float) -> Tensor:
-    if draws.flip_probability is None:
+    if draws.flip_probability is None or draws.new_label is None:
         return labels
     (flipped,) = torch.nonzero(
         draws.flip_probability < _flip_threshold(label_noise_ratio), as_tuple=True
@@ -171,7 +171,7 @@ def _noise_boxes(
     boxes: Tensor, draws: NoiseDraws, box_noise_scale: float, is_negative: Tensor
 ) -> Tensor:
     """Move each corner coordinate by a signed part of the half-size; clamp to the image."""
-    if draws.part is None:
+    if draws.part is None or draws.sign is None:
         return boxes
     moves = (draws.part + is_negative[:, None]) * (draws.sign * 2 - 1)
     half_size = boxes[:, 2:].repeat(1, 2) / 2

@@ -5,8 +5,9 @@ Boxes are cxcywh in [0, 1] of the unpadded image unless said otherwise.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.modeling import detector_postprocess
@@ -39,11 +40,17 @@ class Detector(nn.Module):
         select_box_nums_for_evaluation: detections per image.
     """
 
+    # Methods of each model.
+    _losses: Callable[..., dict[str, Tensor]]
+    _transform: Callable[..., tuple[Tensor, ...]]
+    _predict_last_layer: Callable[..., tuple[Tensor, Tensor]]
+    _predict_every_layer: Callable[..., tuple[list[str], Tensor, Tensor]]
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         position_embedding: nn.Module,
-        criterion: nn.Module,
+        criterion: Any,
         num_classes: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -51,16 +58,18 @@ class Detector(nn.Module):
         select_box_nums_for_evaluation: int,
     ):
         super().__init__()
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         if num_classes != criterion.num_classes:
             raise ValueError(
                 f"`model.num_classes` (={num_classes}) must equal "
                 f"`model.criterion.num_classes` (={criterion.num_classes})"
             )
         # Convolutions are faster so, and the maps leave as rows of tokens.
-        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.backbone: Any = backbone.to(memory_format=torch.channels_last)
         self.position_embedding = position_embedding
         self._level_positions = LevelPositions()
-        self.criterion = criterion
+        self.criterion: Any = criterion
         self.num_classes = num_classes
         self.aux_loss = aux_loss
         self.select_box_nums_for_evaluation = select_box_nums_for_evaluation
@@ -242,7 +251,7 @@ class Detector(nn.Module):
 
     def _outputs(self, logits: Tensor, boxes: Tensor) -> dict:
         """What the criterion takes, of the same queries in all layers."""
-        outputs = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
+        outputs: dict[str, Any] = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
         if self.aux_loss:
             outputs["aux_outputs"] = self._set_aux_loss(logits, boxes)
         return outputs

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .levels import padding_masks
 
-Size = tuple[int, int]
+Size = Sequence[int]
 
 
 class LevelPositions:

@@ -46,7 +46,7 @@ class FeatureLevels:
             tokens=tokens,
             padding_mask=torch.cat([mask.flatten(1) for mask in masks], 1),
             positions=torch.cat(positions, 1).to(tokens.dtype),
-            spatial_shapes=[tuple(feature.shape[-2:]) for feature in maps],
+            spatial_shapes=[(feature.shape[-2], feature.shape[-1]) for feature in maps],
             valid_ratios=torch.stack([valid_ratio(mask) for mask in masks], 1),
         )
 

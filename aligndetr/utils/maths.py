@@ -1,5 +1,7 @@
 """Maths shared by the model and its tests."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
-def smaller_size(a: int, b: int) -> int:
+def smaller_size(a: int, b: Any) -> Any:
     """`min(a, b)`, which a captured graph computes for each of its inputs anew.
 
     Args:

@@ -19,7 +19,8 @@ def get_random_states(device: torch.device | str = "cpu") -> dict[str, Any]:
         device: where the model is; a CUDA device has a generator of its own.
     """
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    of_numpy: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = of_numpy
     states = {
         "python": [version, torch.tensor(words), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

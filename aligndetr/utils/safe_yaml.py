@@ -27,7 +27,7 @@ class PlainLoader(yaml.SafeLoader):
         super().__init__(stream)
         self._num_nodes = 0
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         self._num_nodes += 1
         if self._num_nodes > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values")
@@ -38,11 +38,11 @@ class PlainLoader(yaml.SafeLoader):
             raise ValueError("nested too deeply")
         super().fetch_flow_collection_start(token_class)
 
-    def construct_yaml_int(self, node: yaml.Node) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         _check_digits(node)
         return super().construct_yaml_int(node)
 
-    def construct_yaml_float(self, node: yaml.Node) -> float:
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         _check_digits(node)
         return super().construct_yaml_float(node)
 

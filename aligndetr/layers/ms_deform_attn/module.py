@@ -7,6 +7,7 @@ D = C / M.
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -112,13 +113,14 @@ class MultiScaleDeformableAttention(nn.Module):
         if reference_points is None or spatial_shapes is None:
             raise ValueError("deformable attention needs `reference_points` and `spatial_shapes`")
         spatial_shapes = as_shape_list(spatial_shapes)
-        value = query if value is None else value
+        if value is None:
+            value = query
         identity = query if identity is None else identity
         query = query if query_pos is None else query + query_pos
         if not self.batch_first:
             query, value = query.transpose(0, 1), value.transpose(0, 1)
 
-        value = self.value_proj(value)
+        value = cast(Tensor, self.value_proj(value))
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0)
         attended = multi_scale_deformable_attn(

@@ -18,7 +18,7 @@ def ms_deform_attn_reference(
     """Arguments and result as `multi_scale_deformable_attn`, all of one floating dtype."""
     heads = value.shape[2]
     grids = 2 * sampling_locations - 1  # grid_sample puts the map's edges at -1 and 1
-    attended = 0
+    attended: Tensor | int = 0
     levels = value.split([h * w for h, w in spatial_shapes], dim=1)
     for index, ((h, w), level) in enumerate(zip(spatial_shapes, levels, strict=True)):
         # grid_sample wants images and points with heads in the batch: (B * M, D, h, w), ...
@@ -30,5 +30,6 @@ def ms_deform_attn_reference(
         )
         weights = attention_weights[:, :, :, index].transpose(1, 2).flatten(0, 1)[:, None]
         attended = attended + (samples * weights).sum(dim=-1)
+    assert isinstance(attended, Tensor), "there is a level"
     attended = attended.unflatten(0, (-1, heads)).flatten(1, 2)
     return attended.transpose(1, 2).to(memory_format=torch.contiguous_format)

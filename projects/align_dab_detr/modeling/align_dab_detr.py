@@ -6,6 +6,7 @@ Boxes are cxcywh in [0, 1] of the unpadded image.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import ImageList
@@ -45,15 +46,15 @@ class AlignDABDETR(Detector):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         in_features: Sequence[str],
         in_channels: int | None,
         position_embedding: nn.Module,
-        transformer: nn.Module,
+        transformer: Any,
         embed_dim: int,
         num_classes: int,
         num_queries: int,
-        criterion: nn.Module,
+        criterion: Any,
         aux_loss: bool = True,
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
@@ -75,7 +76,7 @@ class AlignDABDETR(Detector):
         channels = _channels_of(backbone, self.in_features, in_channels)
         self.input_proj = nn.Conv2d(channels, embed_dim, kernel_size=1)
         self.input_proj.to(memory_format=torch.channels_last)
-        self.transformer = transformer
+        self.transformer: Any = transformer
         self.anchor_box_embed = nn.Embedding(num_queries, 4)
         self.freeze_anchor_box_centers = freeze_anchor_box_centers
         self.class_embed = nn.Linear(embed_dim, num_classes)
@@ -89,8 +90,9 @@ class AlignDABDETR(Detector):
             centres = self.anchor_box_embed.weight[:, :2]
             centres.copy_(inverse_sigmoid(centres.uniform_(0, 1)))
         nn.init.constant_(self.class_embed.bias, -math.log((1 - PRIOR) / PRIOR))
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        last: Any = self.bbox_embed.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def _losses(self, images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         states, references = self._transform(images.tensor, images.image_sizes)
@@ -126,7 +128,7 @@ class AlignDABDETR(Detector):
         return names, *self._predict(states, references)
 
 
-def _channels_of(backbone: nn.Module, in_features: Sequence[str], given: int | None) -> int:
+def _channels_of(backbone: Any, in_features: Sequence[str], given: int | None) -> int:
     shapes = backbone.output_shape()
     if not in_features or in_features[-1] not in shapes:
         raise ValueError(

@@ -6,6 +6,8 @@ Shapes: B batch, Q queries, S tokens of the one feature map, C embed_dim, N deco
 Boxes are cxcywh in [0, 1].
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -119,7 +121,7 @@ class DabDetrTransformerDecoder(TransformerLayerSequence):
         if modulate_hw_attn:
             self.ref_anchor_head = MLP(embed_dim, embed_dim, 2, 2)
         self.post_norm_layer = nn.LayerNorm(embed_dim)
-        self.bbox_embed: nn.Module | None = None
+        self.bbox_embed: Any = None
 
     def forward(
         self,

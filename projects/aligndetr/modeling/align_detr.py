@@ -7,6 +7,7 @@ Boxes are cxcywh in [0, 1] of the unpadded image unless said otherwise.
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import ImageList
@@ -43,14 +44,14 @@ class AlignDETR(Detector):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         position_embedding: nn.Module,
-        neck: nn.Module,
-        transformer: nn.Module,
+        neck: Any,
+        transformer: Any,
         embed_dim: int,
         num_classes: int,
         num_queries: int,
-        criterion: nn.Module,
+        criterion: Any,
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
         aux_loss: bool = True,
@@ -88,7 +89,7 @@ class AlignDETR(Detector):
         _check_options(dn_max_queries, transformer.num_hybrid_queries, criterion)
         criterion.check_num_layers(transformer.decoder.num_layers)
         self.neck = neck.to(memory_format=torch.channels_last)
-        self.transformer = transformer
+        self.transformer: Any = transformer
         self.embed_dim = embed_dim
         self.num_queries = num_queries
         self.dn_number = dn_number
@@ -99,14 +100,15 @@ class AlignDETR(Detector):
         self.label_enc = nn.Embedding(num_classes, embed_dim)
         self._build_heads(transformer.decoder, prior_init)
 
-    def _build_heads(self, decoder: nn.Module, prior_init: float) -> None:
+    def _build_heads(self, decoder: Any, prior_init: float) -> None:
         """Equal heads for the N layers, and one more for the encoder's proposals (the last)."""
         class_head = nn.Linear(self.embed_dim, self.num_classes)
         nn.init.constant_(class_head.bias, -math.log((1 - prior_init) / prior_init))
         box_head = MLP(self.embed_dim, self.embed_dim, 4, 3)
         # Zero: every layer starts by keeping the box it was given.
-        nn.init.zeros_(box_head.layers[-1].weight)
-        nn.init.zeros_(box_head.layers[-1].bias)
+        last: Any = box_head.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         count = decoder.num_layers + 1
         self.class_embed = nn.ModuleList(copy.deepcopy(class_head) for _ in range(count))
         self.bbox_embed = nn.ModuleList(copy.deepcopy(box_head) for _ in range(count))
@@ -243,7 +245,10 @@ class AlignDETR(Detector):
         )
         if queries is None:
             return None, None, None, None
-        dn_meta = {"single_padding": queries.group_size, "dn_num": queries.num_groups}
+        dn_meta: dict[str, Any] = {
+            "single_padding": queries.group_size,
+            "dn_num": queries.num_groups,
+        }
         if queries.gt_indices is not None:
             dn_meta["gt_indices"] = queries.gt_indices
         return queries.content, queries.boxes, queries.attn_mask, dn_meta

@@ -5,6 +5,8 @@ box gradient also reaches the layer before it ("look forward twice", DINO, secti
 Shapes: B batch, Q queries (denoising and matching), S tokens, L levels, C embed_dim, N layers.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -86,8 +88,8 @@ class TransformerDecoder(TransformerLayerSequence):
         self.look_forward_twice = look_forward_twice
         self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
         self.norm = nn.LayerNorm(embed_dim)
-        self.bbox_embed: nn.ModuleList | None = None
-        self.class_embed: nn.ModuleList | None = None
+        self.bbox_embed: Any = None
+        self.class_embed: Any = None
 
     def forward(
         self,
@@ -138,4 +140,5 @@ class TransformerDecoder(TransformerLayerSequence):
     def _query_pos(self, boxes: Tensor) -> Tensor:
         """(B, Q, 4) boxes to the (B, Q, C) positional part of the queries."""
         sine = get_sine_pos_embed(boxes, num_pos_feats=self.embed_dim // 2)
-        return self.ref_point_head(sine.to(self.ref_point_head.layers[0].weight.dtype))
+        first: Any = self.ref_point_head.layers[0]
+        return self.ref_point_head(sine.to(first.weight.dtype))

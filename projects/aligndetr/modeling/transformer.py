@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         # Detached: a proposal learns from its own loss, not from what the decoder makes of it.
         reference = enc_reference.detach()
         content, box_logits = query_embed
-        if content is not None:
+        if content is not None and box_logits is not None:
             query = torch.cat([content, query], 1)
             reference = torch.cat([box_logits.sigmoid(), reference], 1)
         return query, reference
