@@ -8,6 +8,7 @@ from .dilated_resnet import dilated_stages
 from .hybrid import with_hybrid_queries
 from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
+from .memory_format import to_channels_last
 from .postprocess import select_top_predictions
 from .proposals import TokenRanking, propose_from_tokens
 from .resnet import ResNet
@@ -33,6 +34,7 @@ __all__ = [
     "propose_from_tokens",
     "refine_boxes",
     "select_top_predictions",
+    "to_channels_last",
     "valid_ratio",
     "with_hybrid_queries",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from aligndetr.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 
 from .level_positions import LevelPositions
+from .memory_format import to_channels_last
 from .postprocess import select_top_predictions
 
 
@@ -66,7 +67,7 @@ class Detector(nn.Module):
                 f"`model.criterion.num_classes` (={criterion.num_classes})"
             )
         # Convolutions are faster so, and the maps leave as rows of tokens.
-        self.backbone: Any = backbone.to(memory_format=torch.channels_last)
+        self.backbone: Any = to_channels_last(backbone)
         self.position_embedding = position_embedding
         self._level_positions = LevelPositions()
         self.criterion: Any = criterion

@@ -13,7 +13,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from aligndetr.layers import MLP
-from aligndetr.modeling import Detector, refine_boxes
+from aligndetr.modeling import Detector, refine_boxes, to_channels_last
 from aligndetr.utils import inverse_sigmoid
 
 PRIOR = 0.01
@@ -74,8 +74,7 @@ class AlignDABDETR(Detector):
         criterion.check_num_layers(transformer.decoder.num_layers)
         self.in_features = list(in_features)
         channels = _channels_of(backbone, self.in_features, in_channels)
-        self.input_proj = nn.Conv2d(channels, embed_dim, kernel_size=1)
-        self.input_proj.to(memory_format=torch.channels_last)
+        self.input_proj = to_channels_last(nn.Conv2d(channels, embed_dim, kernel_size=1))
         self.transformer: Any = transformer
         self.anchor_box_embed = nn.Embedding(num_queries, 4)
         self.freeze_anchor_box_centers = freeze_anchor_box_centers

@@ -14,7 +14,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from aligndetr.layers import MLP
-from aligndetr.modeling import Detector, make_denoising_queries, refine_boxes, with_hybrid_queries
+from aligndetr.modeling import (
+    Detector,
+    make_denoising_queries,
+    refine_boxes,
+    to_channels_last,
+    with_hybrid_queries,
+)
 
 
 class AlignDETR(Detector):
@@ -88,7 +94,7 @@ class AlignDETR(Detector):
             )
         _check_options(dn_max_queries, transformer.num_hybrid_queries, criterion)
         criterion.check_num_layers(transformer.decoder.num_layers)
-        self.neck = neck.to(memory_format=torch.channels_last)
+        self.neck = to_channels_last(neck)
         self.transformer: Any = transformer
         self.embed_dim = embed_dim
         self.num_queries = num_queries
