@@ -16,6 +16,10 @@ OPSET = 17
 """Of ONNX: GridSample is there from 16 on, LayerNormalization from 17 on."""
 
 # Only shapes are followed, so any size does; no two are equal, so that none passes for another.
+MIN_PROGRAM_EDGE = 65
+"""In pixels: torch.export fixes a feature map of one row or column as such, and the fourth of four
+maps (stride 64) has two from here on."""
+
 EXAMPLE_SHAPE = (2, 3, 256, 320)
 
 
@@ -97,7 +101,8 @@ def _addcdiv_in_onnx() -> Iterator[None]:
 
 
 def to_program(model: nn.Module) -> ExportedProgram:
-    """The same as a program of `torch.export`. It takes images of more than 64 pixels a side.
+    """The same as a program of `torch.export`. It takes images of `MIN_PROGRAM_EDGE` pixels a
+    side or more.
 
     Args:
         model: in eval mode, on the CPU.

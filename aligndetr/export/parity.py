@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
 from torch import Tensor
 
+from .graph import MIN_PROGRAM_EDGE
 from .ranking import RankingDifference, imposed
 
 Detector = Callable[[list[dict]], list[dict]]
@@ -148,7 +149,8 @@ def render_table(comparisons: Sequence[Comparison], tolerance: Tolerance) -> str
 def _resize(pixels: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return pixels
-    size = [max(1, round(edge * scale)) for edge in pixels.shape[1:]]
+    # Not so small that a .pt2 file would not take it.
+    size = [max(min(edge, MIN_PROGRAM_EDGE), round(edge * scale)) for edge in pixels.shape[1:]]
     return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aligndetr.utils.extras import require
 
+from .graph import MIN_PROGRAM_EDGE
 from .ranking import RankingInterpreter, add_ranking_output
 
 METADATA_FILE = "metadata.json"
@@ -92,6 +93,13 @@ def load_program(path: str | os.PathLike, ranking: str | None = None) -> Running
 
     @torch.no_grad()
     def run(images: Tensor) -> Any:
+        if min(images.shape[2:]) < MIN_PROGRAM_EDGE:
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"an image has {width} x {height} pixels, but a .pt2 file takes "
+                f"{MIN_PROGRAM_EDGE} or more a side; enlarge it (dataset.test_short_edge), or use "
+                "ONNX"
+            )
         return module(images)
 
     return RunningDetector(run, json.loads(metadata[METADATA_FILE]))

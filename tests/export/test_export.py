@@ -115,6 +115,8 @@ def test_program_takes_any_number_and_size_of_images(predictor, tmp_path):
     program = load_program(tmp_path / "model.pt2")
     assert json.loads(program.metadata["class_names"]) == NAMES
     assert_finds_what_the_model_finds(program.run, predictor.model, SHAPES[:2])
+    with pytest.raises(ValueError, match="an image has 64 x 96 pixels.*65 or more"):
+        program.run(torch.zeros(1, 3, 96, 64, dtype=torch.uint8))
 
 
 def test_a_file_that_finds_something_else_does_not_appear(
