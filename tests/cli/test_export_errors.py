@@ -54,7 +54,8 @@ def test_a_mistake_is_named_and_leaves_nothing(words, message, refused):
 def test_the_missing_library_is_named_with_its_extra(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = refused("--checkpoint", "other.pth", "--output", "model.onnx")
-    assert said == "error: onnxruntime is not installed; pip install 'aligndetr[export]'"
+    needed = "error: ONNX needs onnxruntime, which is not installed; "
+    assert said == needed + "pip install 'aligndetr[export]'"
 
 
 def test_neither_checkpoint_nor_config_is_a_mistake_in_the_words(refused, capsys):

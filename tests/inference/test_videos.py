@@ -221,6 +221,8 @@ def test_a_full_disk_is_noticed(tmp_path, monkeypatch):
     class Forgetful:
         """OpenCV's writer on a full disk: no error, and half of the pictures."""
 
+        fourcc = staticmethod(cv2.VideoWriter.fourcc)
+
         def __init__(self, path, *arguments):
             self.writer, self.count = real(path, *arguments), 0
 
