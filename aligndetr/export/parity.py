@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from .graph import MIN_PROGRAM_EDGE
 from .ranking import RankingDifference, imposed
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare(
-    model: Detector,
+    model: nn.Module,
     exported: Detector,
     images: Sequence[tuple[str, Tensor]],
     tolerance: Tolerance,
@@ -95,7 +95,7 @@ def compare(
 
 @torch.no_grad()
 def _compare_batch(
-    model: Detector, exported: Detector, name: str, image: Tensor, batch: int, tolerance: Tolerance
+    model: nn.Module, exported: Detector, name: str, image: Tensor, batch: int, tolerance: Tolerance
 ) -> Comparison:
     mirrored = [image, image.flip(2), image.flip(1)][:batch]
     inputs = [{"image": picture.contiguous()} for picture in mirrored]
@@ -113,7 +113,7 @@ def _compare_batch(
     apart = ~((box <= tolerance.box) & (score <= tolerance.score))  # so is NaN
     return Comparison(
         name,
-        size=tuple(image.shape[1:]),
+        size=(image.shape[1], image.shape[2]),
         batch=batch,
         compared=len(apart),
         apart=int(apart.sum()),

@@ -56,9 +56,9 @@ def _to_tokens(feature: Tensor) -> Tensor:
 
 
 def padding_masks(
-    image_sizes: Sequence[tuple[int, int]],
-    padded_size: tuple[int, int],
-    map_sizes: Sequence[tuple[int, int]],
+    image_sizes: Sequence[Sequence[int]],
+    padded_size: Sequence[int],
+    map_sizes: Sequence[Sequence[int]],
     device: torch.device,
 ) -> list[Tensor]:
     """Padding of each level's map for images of `image_sizes` (h, w) in the top left corner.
