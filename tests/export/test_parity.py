@@ -13,7 +13,7 @@ from aligndetr.export.parity import Tolerance, agree
 from aligndetr.export.ranking import RankingDifference
 
 TOLERANCE = Tolerance(box=0.5, score=1e-3, gap=5e-4)
-IMAGES = [("a.png", torch.zeros(3, 40, 60, dtype=torch.uint8))]
+IMAGES = [("a.png", torch.zeros(3, 100, 120, dtype=torch.uint8))]
 FOUND = [((10, 10, 20, 20), 0.9, 0), ((30, 10, 40, 20), 0.5, 1), ((0, 0, 5, 5), 0.04, 0)]
 
 
@@ -47,10 +47,16 @@ def compared(exported, model=FOUND):
 def test_two_sizes_and_three_batches():
     comparisons = compared(FOUND)
     assert [(c.size, c.batch) for c in comparisons] == [
-        ((40, 60), 1), ((40, 60), 2), ((30, 45), 1), ((30, 45), 3),
+        ((100, 120), 1), ((100, 120), 2), ((75, 90), 1), ((75, 90), 3),
     ]  # fmt: skip
     assert all(c.box == c.score == 0 == c.apart for c in comparisons)
     assert [c.compared for c in comparisons] == [6, 12, 6, 18]  # either side's
+
+
+def test_images_are_not_made_too_small_for_a_program():
+    images = [("a.png", torch.zeros(3, 70, 90, dtype=torch.uint8))]
+    sizes = {c.size for c in compare(detector(FOUND), detector(FOUND), images, TOLERANCE)}
+    assert sizes == {(70, 90), (65, 68)}
 
 
 @pytest.mark.parametrize(
@@ -105,4 +111,4 @@ def test_no_detection_may_be_apart_and_no_gap_wide(change, expected):
 def test_the_table_counts_what_is_apart():
     table = render_table(compared(changed(0, box=(10, 9, 20, 20))), TOLERANCE)
     assert "more than 0.5 px or 0.001" in table
-    assert re.search(r"a.png +60 x 40 +2 +12 +4 +1.0000 +0.000000 +0 +0.0e\+00", table)
+    assert re.search(r"a.png +120 x 100 +2 +12 +4 +1.0000 +0.000000 +0 +0.0e\+00", table)
