@@ -12,9 +12,9 @@ def to_channels_last(module: Module) -> Module:
     """Give `module` weights in channels-last order; its group norms get what they do well.
 
     On a CPU torch sums the squares of a channels-last map in one go: its group norm is then off by
-    1e-4 where a group's mean is ten times its deviation, against 1e-6, and its backward pass takes
-    several times as long (torch 2.14). So such maps are copied for it; the next convolution copies
-    back what it is given.
+    1e-4 to 1e-3 where a group's mean is ten times its deviation, against 2e-6, and its backward
+    pass takes up to several times as long (torch 2.14). So such maps are copied for it; the next
+    convolution copies back what it is given.
     """
     for norm in module.modules():
         # Of exactly this type: a subclass may do something else.
