@@ -30,7 +30,7 @@ import aligndetr.quiet  # noqa: F401 (before detectron2)
 import torch
 
 from aligndetr.layers.ms_deform_attn.functional import BACKEND_VARIABLE
-from benchmarks.gpu_checks import attention, golden, host, training
+from benchmarks.gpu_checks import attention, engine, golden, host, training
 from benchmarks.gpu_checks.common import Check, Skip, turn_tf32_off, with_triton
 
 QUICK = {
@@ -51,6 +51,7 @@ THOROUGH = {
     "bfloat16 training, Triton": with_triton(training.mixed_precision_bf16),
     "float16 training": training.mixed_precision_fp16,
     "float16 training, Triton": with_triton(training.mixed_precision_fp16),
+    "exact resume of a run": engine.exact_resume,
     "two processes equal one": training.two_processes_equal_one,
     "speed of deformable attention": attention.attention_benchmark,
 }

@@ -182,7 +182,7 @@ class BaseCriterion(nn.Module):
         sums = []
         for layer, position in zip(sets, pairs.positions, strict=True):
             one_hot = torch.zeros_like(layer.logits)
-            one_hot[position] = 1
+            one_hot.index_put_(position, one_hot.new_ones(()))  # a plain 1 makes a GPU's host wait
             sums.append(
                 sigmoid_focal_loss(layer.logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
             )

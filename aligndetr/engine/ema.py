@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class ModelEMA:
     """A copy of a model whose weights follow slowly: decay * average + (1 - decay) * weight.
 
-    The first update takes the model's weights as they are. Buffers are copied, not averaged.
+    It starts with the model's weights as they are. Buffers are copied, not averaged.
 
     Args:
         model: not wrapped by DDP.
@@ -37,9 +37,14 @@ class ModelEMA:
         """The averaged model, to be evaluated."""
         return self._average.module
 
+    def start(self, model: nn.Module) -> None:
+        """Take the weights as they are, unless averages were loaded or updated before."""
+        if self._average.n_averaged == 0:
+            self.update(model)
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Take in the weights after an optimizer step; the first time, as they are."""
         self._average.update_parameters(model)
 
     def state_dict(self) -> dict[str, Tensor]:

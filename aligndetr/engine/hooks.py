@@ -13,6 +13,11 @@ class EMAUpdater(HookBase):
         self._ema = ema
         self._model = model
 
+    def before_train(self) -> None:
+        # Here, once weights are loaded, and not with the first step: a run may be resumed before
+        # it has taken one, as while float16's scaler looks for its scale.
+        self._ema.start(self._model)
+
     def after_step(self) -> None:
         if self.trainer.step_taken:  # a step that was left out counts for nothing
             self._ema.update(self._model)

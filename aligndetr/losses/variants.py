@@ -114,7 +114,8 @@ class _NegativeLoss(torch.autograd.Function):
         # Beyond the threshold softplus(x) is x: exact only where exp(-x) is lost in x.
         s = softplus(logits, threshold=40)
         weight = p**gamma
-        weight[position] = 0
+        # Not `weight[position] = 0`: a number is copied to a GPU, which makes the host wait.
+        weight.index_put_(position, weight.new_zeros(()))
         loss = (weight * s).sum()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(s.mul_(1 - p).mul_(gamma).add_(p).mul_(weight))

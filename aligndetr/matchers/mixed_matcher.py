@@ -127,7 +127,10 @@ class MixedMatcher(nn.Module):
         if not pairs:  # a batch of no images
             return [[] for _ in requests]
         flat = torch.from_numpy(np.concatenate([index for pair in pairs for index in pair]))
-        split = iter(flat.to(device).split([len(index) for pair in pairs for index in pair]))
+        if device.type == "cuda":  # without waiting for what is queued there
+            flat = flat.pin_memory()
+        flat = flat.to(device, non_blocking=True)
+        split = iter(flat.split([len(index) for pair in pairs for index in pair]))
         return [[(next(split), next(split)) for _ in r.targets] for r in requests]
 
     def cost_matrix(self, logits: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

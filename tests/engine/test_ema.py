@@ -64,6 +64,30 @@ def test_goes_on_from_its_state():
         ModelEMA(nn.Linear(3, 1)).load_state_dict(ema.state_dict())
 
 
+def test_a_run_that_was_resumed_before_its_first_step_averages_the_same():
+    """Steps that overflow in float16 are left out: there may be none before a checkpoint."""
+    model = nn.Linear(2, 1)
+    whole, resumed = ModelEMA(model, decay=0.75), ModelEMA(model, decay=0.75)
+    set_to(model, 1.0)  # weights are loaded after the average was made
+    whole.start(model)
+    resumed.load_state_dict(whole.state_dict())
+    resumed.start(model)
+    set_to(model, 5.0)
+    for ema in (whole, resumed):
+        ema.update(model)
+        assert ema.model.bias.item() == 0.75 * 1.0 + 0.25 * 5.0
+
+
+def test_the_average_starts_with_the_weights_that_training_starts_with(tmp_path):
+    train(tmp_path, max_iter=2)
+    start = str(tmp_path / "model_final.pth")
+    train(tmp_path / "next", max_iter=1, init_checkpoint=start)
+    final = read_checkpoint(str(tmp_path / "next" / "model_final.pth"))
+    before, after = (x["model"]["head.bias"] for x in (read_checkpoint(start), final))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(final["ema_state"]["head.bias"], (before + after) / 2)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_impossible_decay_is_named(decay):
     with pytest.raises(ValueError, match=r"train\.model_ema\.decay"):

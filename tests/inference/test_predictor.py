@@ -191,7 +191,7 @@ def test_boxes_are_in_pixels_of_the_image_as_exif_turns_it(predictor, tmp_path):
 
 
 def test_averaged_weights_by_choice(folder, predictor):
-    averaged = Predictor.from_checkpoint(folder / "model_final.pth", ema=True)
+    averaged = Predictor.from_checkpoint(folder / "model_final.pth", ema=True, device="cpu")
     name, trained = next(iter(predictor.model.named_parameters()))
     torch.testing.assert_close(averaged.model.get_parameter(name), trained * 0.5)
     with pytest.raises(CheckpointError, match="holds no averaged weights.*ema=False"):
@@ -202,7 +202,9 @@ def test_weights_alone_need_a_config_named(folder, predictor):
     bare = folder / "bare" / "bare.pth"
     with pytest.raises(CheckpointError, match=r"holds no config.*config=…"):
         Predictor.from_checkpoint(bare)
-    found = Predictor.from_checkpoint(bare, CONFIG, overrides=SMALL, class_names=NAMES)
+    found = Predictor.from_checkpoint(
+        bare, CONFIG, overrides=SMALL, class_names=NAMES, device="cpu"
+    )
     assert found(IMAGES[0], 0).to_coco() == predictor(IMAGES[0], 0).to_coco()
     assert found.class_names == predictor.class_names == tuple(NAMES)
 
