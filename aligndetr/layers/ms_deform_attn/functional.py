@@ -93,9 +93,9 @@ def multi_scale_deformable_attn(
         attention_weights: (B, Q, M, L, P); summing to 1 over (L, P) is the caller's part.
         backend: "auto" or a name in BACKENDS. "auto" takes what the environment variable
             ALIGNDETR_MS_DEFORM_ATTN names, or else `set_default_backend`; where that cannot
-            run or nothing is named, embedding_bag on the CPU if torch has MKL and no graph is
-            being captured, and the reference elsewhere; on a GPU, under
-            `torch.use_deterministic_algorithms`, deterministic.
+            run or nothing is named, triton on CUDA and embedding_bag on the CPU. Where these
+            cannot run either (a graph is being captured, no triton, no MKL) it is the reference,
+            or deterministic on a GPU under `torch.use_deterministic_algorithms`.
 
     Returns:
         (B, Q, M * D) in the dtype of `value`. Computed in float32, or in float64 if an
@@ -199,11 +199,13 @@ def _first_that_runs(device: torch.device) -> str:
 def _automatic(device: torch.device) -> tuple[str, ...]:
     """What "auto" tries, in this order, where nothing is named or that cannot run.
 
-    Left out is what needs a compiler, and triton, which has not run on a GPU yet.
+    Left out is cpp, which takes its time to compile.
     """
-    if device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
-        return ("deterministic", "reference")  # grid_sample's backward pass would raise there
-    return ("embedding_bag", "reference")
+    if device.type == "cpu":
+        return ("embedding_bag", "reference")
+    if torch.are_deterministic_algorithms_enabled():
+        return ("triton", "deterministic", "reference")  # grid_sample's backward would raise there
+    return ("triton", "reference")
 
 
 def check_backend_name(backend: str) -> None:

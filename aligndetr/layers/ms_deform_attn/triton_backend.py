@@ -1,4 +1,4 @@
-"""Deformable attention on CUDA by Triton kernels. Opt-in: it has not run on a GPU yet.
+"""Deformable attention on CUDA by Triton kernels, which compile on their first use.
 
 Shapes: B batch, Q queries, S tokens over all levels, L levels, M heads, P points, D head dim.
 """
@@ -47,7 +47,25 @@ def obstacle_to_triton(device: torch.device) -> str | None:
     if version < MIN_VERSION:
         needed, found = (".".join(map(str, v)) for v in (MIN_VERSION, version))
         return f"needs triton {needed} or newer, {found} is installed"
-    return None
+    return _failure_on(device)
+
+
+@functools.cache
+def _failure_on(device: torch.device) -> str | None:
+    """What is wrong with a first small call on `device`, None if nothing is.
+
+    Triton needs a C compiler, Python's headers and a GPU that it knows, and says so only when a
+    kernel is launched. Found out here, it costs another implementation and not the run.
+    """
+    try:
+        value = torch.arange(4.0, device=device).view(1, 4, 1, 1)
+        centre = torch.full((1, 1, 1, 1, 1, 2), 0.5, device=device)  # half the mean of the cells
+        with torch.no_grad():
+            result = ms_deform_attn_triton(value, [(2, 2)], centre, centre[..., 0]).item()
+    except Exception as error:  # whatever compilers and drivers raise
+        reason = next(iter(str(error).splitlines()), "")
+        return f"failed in a first call ({type(error).__name__}: {reason})"
+    return None if result == 0.75 else f"got {result} in a first call, where 0.75 is right"
 
 
 class _TritonAttention(torch.autograd.Function):

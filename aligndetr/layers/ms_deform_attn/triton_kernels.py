@@ -1,8 +1,7 @@
-"""Triton kernels of deformable attention. They have not run on a GPU yet.
+"""Triton kernels of deformable attention.
 
-What is known of them comes from Triton's interpreter (numbers) and from compiling for sm_90
-(registers, width of loads). Importing this file needs Triton; with TRITON_INTERPRET=1 set before
-Triton is first imported, the kernels run on the CPU, in Python.
+Importing this file needs Triton; with TRITON_INTERPRET=1 set before Triton is first imported, the
+kernels run on the CPU, in Python.
 
 A program takes BLOCK_Q queries of one head and batch entry. Threads lie along the D features of a
 row first, which are contiguous in memory: a row is read in loads of 64 or 128 bits. Numbers are

@@ -216,13 +216,37 @@ def test_evaluation_in_inference_mode_comes_before_training():
     assert_equals_reference(shapes, inputs)
 
 
-def test_the_environment_variable_chooses_it(monkeypatch, caplog):
+def test_is_chosen_on_a_gpu_and_elsewhere_by_the_environment_variable(monkeypatch, caplog):
     device = torch.device(DEVICE)
-    assert functional.choose_backend("auto", device) != "triton"
+    assert (functional.choose_backend("auto", device) == "triton") == (DEVICE == "cuda")
+    functional._announce.cache_clear()
     monkeypatch.setenv(functional.BACKEND_VARIABLE, "triton")
     with caplog.at_level(logging.INFO, logger="aligndetr"):
         assert functional.choose_backend("auto", device) == "triton"
     assert any("triton" in message for message in caplog.messages)
+
+
+def test_what_fails_in_a_first_call_is_not_chosen(monkeypatch):
+    device = torch.device(DEVICE)
+    assert triton_backend.obstacle_to_triton(device) is None
+
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("Failed to find C compiler\nand more lines")
+
+    triton_backend._failure_on.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_backend, "_launch", no_compiler)
+        reason = triton_backend.obstacle_to_triton(device)
+        assert reason == "failed in a first call (RuntimeError: Failed to find C compiler)"
+        with pytest.raises(ValueError, match="'triton' failed in a first call.*use 'auto'"):
+            functional.choose_backend("triton", device)
+        assert functional.choose_backend("auto", device) != "triton"
+        assert functional.choose_backend("auto", device)  # asked twice, found out once
+    triton_backend._failure_on.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_backend, "_launch", lambda *args: args[3][0].fill_(7.0))
+        assert "got 7.0 in a first call" in triton_backend.obstacle_to_triton(device)
+    triton_backend._failure_on.cache_clear()
 
 
 if DEVICE == "cuda":  # the interpreter would take minutes

@@ -281,11 +281,15 @@ def test_auto_takes_embedding_bag_on_the_cpu_and_says_so_once(caplog):
 
 def test_auto_takes_the_reference_elsewhere_and_says_why(caplog, monkeypatch):
     functional._announce.cache_clear()
+    without_compiler = functional.BACKENDS["triton"]._replace(obstacle=lambda _: "has no compiler")
+    monkeypatch.setitem(functional.BACKENDS, "triton", without_compiler)
     with caplog.at_level(logging.INFO, logger="aligndetr"):
         assert functional.choose_backend("auto", torch.device("cuda", 0)) == "reference"
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
         assert functional.choose_backend("auto", torch.device("cpu")) == "reference"
-    assert "the tensors are on cuda:0" in caplog.messages[0]
+    assert caplog.messages[0] == (
+        "Deformable attention on cuda: reference (triton has no compiler)"
+    )
     assert "needs a build of torch with MKL" in caplog.messages[1]
 
 

@@ -155,7 +155,10 @@ def test_refuses_where_triton_is_missing_or_too_old(monkeypatch, version, reason
         functional.choose_backend("triton", torch.device("cuda"))
 
 
-def test_auto_never_takes_it(monkeypatch):
+def test_auto_takes_it_on_cuda_unless_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(triton_backend, "_installed_version", lambda: (3, 8))
-    assert obstacle_to_triton(torch.device("cuda")) is None
-    assert functional.choose_backend("auto", torch.device("cuda")) != "triton"
+    monkeypatch.setattr(triton_backend, "_failure_on", lambda device: None)
+    device = torch.device("cuda")
+    assert functional.choose_backend("auto", device) == "triton"
+    monkeypatch.setattr(functional, "_graph_is_captured", lambda: True)
+    assert functional.choose_backend("auto", device) == "reference"
