@@ -48,7 +48,8 @@ def build_detection_train_loader(
         aspect_ratio_grouping: put no upright and lying images into one batch; needs width and
             height in the dicts.
         num_workers: processes per rank; 0 maps in this one. It does not change what comes.
-        prefetch_factor: images that each worker has ready; None: torch's 2.
+        prefetch_factor: images that each worker has ready; None: two batches among all of them,
+            and at least 2.
         device: where the model is. Images are pinned for "cuda", so that copies need not wait.
         seed: of order and augmentation. None or negative: one that the ranks agree on is drawn
             from numpy's global generator.

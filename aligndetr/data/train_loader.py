@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,9 @@ class TrainLoader:
         seed: of order and augmentation; the same on all ranks.
         sampler: the indices of this rank, endless, the same at each iteration; None: shuffled.
         groups: by index; a batch holds images of one group. None: all may come together.
-        num_workers, prefetch_factor, pin_memory: of torch's DataLoader; a worker prepares single
-            images, not batches.
+        num_workers, pin_memory: of torch's DataLoader; a worker prepares single images.
+        prefetch_factor: images that each worker has ready; None: two batches among all of them,
+            and at least 2.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class TrainLoader:
     ):
         self.dataset, self.mapper, self.batch_size, self.seed = dataset, mapper, batch_size, seed
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self._prefetch_factor = prefetch_factor if num_workers else None
+        self._prefetch_factor = None  # torch refuses one without workers
+        if num_workers:
+            two_batches = math.ceil(2 * batch_size / num_workers)
+            self._prefetch_factor = prefetch_factor or max(2, two_batches)
         self._sampler, self._groups = sampler, groups
         self._batches_taken = 0
 
