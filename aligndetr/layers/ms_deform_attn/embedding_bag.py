@@ -287,7 +287,9 @@ def _sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, num_columns: i
 
 @functools.cache
 def _silence_sparse_warning() -> None:
-    """torch warns once per process that CSR tensors are in beta: let that be now, unheard."""
+    """torch warns once per process that CSR tensors are in beta, and some versions that nobody
+    checks them though they were told not to: let that be now, unheard."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.eye(1).to_sparse_csr()
+        index = torch.tensor([0, 1])
+        torch.sparse_csr_tensor(index, index[:1], torch.ones(1), (1, 1), check_invariants=False)

@@ -178,6 +178,7 @@ def _map_sizes(spatial_shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
 
 
 def _autocast_off(device_type: str):
-    if not torch.amp.is_autocast_available(device_type):
+    # Before 2.14, torch.compile cannot follow the question.
+    if not (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
