@@ -47,16 +47,12 @@ def table_of(found: Detections) -> list[list[Any]]:
 
 
 def write_json(found: Detections, folder: Path) -> Path:
-    """COCO's results with the names of the classes besides; the image id is the file's name."""
+    """COCO's results; the image id is the file's name."""
     assert found.file_name is not None, "the page predicts files"
     stem, name = Path(found.file_name).stem, os.path.basename(found.file_name)
-    results = [
-        result | {"category_name": class_name}
-        for class_name, result in zip(found.names, found.to_coco(name), strict=True)
-    ]
     # A folder for each file: what another visitor downloads just now stays as it is.
     path = Path(tempfile.mkdtemp(dir=folder)) / f"{stem}.json"
-    path.write_text(json.dumps(results), encoding="utf-8")
+    path.write_text(json.dumps(found.to_coco(name)), encoding="utf-8")
     return path
 
 

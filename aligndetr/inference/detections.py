@@ -90,14 +90,15 @@ class Detections:
     def to_coco(
         self, image_id: Any = None, category_ids: Sequence[int] | None = None
     ) -> list[dict[str, Any]]:
-        """COCO's result format: a dict with image_id, category_id, bbox and score per detection.
+        """COCO's results: per detection a dict with image_id, category_id, bbox and score.
 
         Args:
             image_id: of the data set; default: the file name, or 0 for an image in memory.
             category_ids: of the data set, for each class; default: the class ids, from 0.
 
         Returns:
-            bbox is [x, y, width, height] in pixels.
+            bbox is [x, y, width, height] in pixels. There is category_name besides, which
+            COCO's evaluation passes over.
         """
         if image_id is None:
             image_id = 0 if self.file_name is None else self.file_name
@@ -108,6 +109,7 @@ class Detections:
             {
                 "image_id": image_id,
                 "category_id": int(category_ids[class_id]),
+                "category_name": self.class_names[class_id],
                 "bbox": bbox,
                 "score": score,
             }

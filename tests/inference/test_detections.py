@@ -57,7 +57,8 @@ def test_it_says_what_was_found():
 def test_coco_results_have_widths_and_the_ids_of_the_data_set():
     bus, cat, _ = three().to_coco(image_id=17, category_ids=[3, 44])
     assert bus == {
-        "image_id": 17, "category_id": 44, "bbox": [1, 2, 10, 20], "score": pytest.approx(0.9)
+        "image_id": 17, "category_id": 44, "category_name": "bus", "bbox": [1, 2, 10, 20],
+        "score": pytest.approx(0.9),
     }  # fmt: skip
     assert cat["bbox"] == [30, 10, 15.5, 20]
     assert three("a/b.jpg").to_coco()[0]["image_id"] == "a/b.jpg"
