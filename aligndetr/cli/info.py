@@ -48,7 +48,7 @@ def _version(package: str) -> str:
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
-    from aligndetr.engine.launch import available_cores
+    from aligndetr.utils.cores import available_cores
 
     cores = f"{available_cores()} of {os.cpu_count()} cores"
     yield "CPU", f"{cores}, {torch.get_num_threads()} threads, {platform.machine()}"

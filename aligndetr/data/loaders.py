@@ -3,7 +3,8 @@
 Images come in pinned memory where a GPU waits for them.
 
 The training loader is iterated once and without end, so its workers live as long as the run; the
-test loader's are kept between evaluations instead of being started for each.
+test loader's are kept between evaluations instead of being started for each. There are no more of
+them than cores: 16 on a laptop with four would take memory and time, and torch warns of them.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
+
+from aligndetr.utils.cores import available_cores
 
 from .checks import DatasetError
 from .coco_dataset import CocoDataset
@@ -47,7 +50,8 @@ def build_detection_train_loader(
             and again. A run is resumed exactly if it gives the same indices at each iteration.
         aspect_ratio_grouping: put no upright and lying images into one batch; needs width and
             height in the dicts.
-        num_workers: processes per rank; 0 maps in this one. It does not change what comes.
+        num_workers: processes per rank, at most one per core; 0 maps in this one. It does not
+            change what comes.
         prefetch_factor: images that each worker has ready; None: two batches among all of them,
             and at least 2.
         device: where the model is. Images are pinned for "cuda", so that copies need not wait.
@@ -75,7 +79,7 @@ def build_detection_train_loader(
         comm.shared_random_seed() if seed is None or seed < 0 else seed,
         sampler=sampler,
         groups=_orientations(dataset) if aspect_ratio_grouping else None,
-        num_workers=num_workers,
+        num_workers=min(num_workers, available_cores()),
         prefetch_factor=prefetch_factor,
         pin_memory=_is_cuda(device),
     )
@@ -114,7 +118,7 @@ def build_detection_test_loader(
         dataset: detectron2's dicts.
         mapper: called with a dict, in a worker.
         batch_size: per rank.
-        num_workers: processes per rank; 0 maps in this one.
+        num_workers: processes per rank, at most one per core; 0 maps in this one.
         prefetch_factor: batches that each worker has ready; None: torch's 2.
         device: where the model is. Images are pinned for "cuda", so that copies need not wait.
     """
@@ -124,7 +128,7 @@ def build_detection_test_loader(
         MapDataset(dataset, mapper),
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)),
-        num_workers=num_workers,
+        num_workers=min(num_workers, available_cores()),
         collate_fn=trivial_batch_collator,
         # torch refuses both without workers.
         prefetch_factor=prefetch_factor if num_workers else None,

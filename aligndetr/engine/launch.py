@@ -20,6 +20,8 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from aligndetr.utils.cores import available_cores
+
 from .lifeline import OTHER_RANK_FAILED, Lifeline
 from .meeting import fresh_store
 from .place import Place, find_place
@@ -182,10 +184,3 @@ def _exit_status(main_func: Callable, args: tuple[Any, ...]) -> int:
             raise
         return end.code
     return 0
-
-
-def available_cores() -> int:
-    """CPU cores this process may use; a container or a scheduler may grant fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -119,6 +119,14 @@ def test_workers_of_the_test_loader_are_kept_between_evaluations(config):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
+def test_there_are_no_more_workers_than_cores(split, config, monkeypatch):
+    monkeypatch.setattr("aligndetr.data.loaders.available_cores", lambda: 1)
+    for asked, started in ((16, 1), (1, 1), (0, 0)):
+        config.dataloader[split].num_workers = asked
+        assert instantiate(config.dataloader[split]).num_workers == started
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_images_are_pinned_for_a_gpu_only(split, config):
     for device, pinned in (("cpu", False), ("cuda", True), ("cuda:1", True)):
         config.train.device = device
