@@ -85,7 +85,7 @@ train = {
         "device": "",  # where it is kept; "": beside the model
         "use_ema_weights_for_eval_only": False,  # evaluate the average alone, not both
     },
-    # Implementation of deformable attention: "auto" needs no compiler, "cpp" is the fastest on a
+    # Implementation of deformable attention: "auto" is right everywhere, "cpp" is the fastest on a
     # CPU and is compiled once per machine; see aligndetr/layers/ms_deform_attn/README.md.
     "ms_deform_attn": "auto",
     "device": "cuda",  # torch's name; "cpu" works everywhere
