@@ -14,6 +14,7 @@ from aligndetr.engine.metrics_file import METRICS_FILE
 from aligndetr.utils.files import atomic_path
 
 from .grid import Run
+from .picture import plot_results
 from .running import ALIGNMENT_FILE, is_finished
 
 USUAL = re.compile(r"^[^/]+/(AP|AP50|AP75)$|^alignment/(pearson|best_regressed_recall_[12])$")
@@ -41,7 +42,8 @@ def last_evaluation(folder: Path) -> dict[str, float]:
 def write_results(
     runs: Sequence[Run], output: Path, failed: Mapping[str, int], metrics: Sequence[str] = ()
 ) -> str:
-    """Write `results.json`, every run with all metrics, and `table.md`; return the table.
+    """Write `results.json`, every run with all metrics, and `table.md` and `table.png`, which have
+    the columns of `results_table`; return the table.
 
     Args:
         runs: all of the sweep.
@@ -50,6 +52,9 @@ def write_results(
     """
     found = {run.name: last_evaluation(output / run.name) for run in runs}
     table = results_table(runs, found, failed, metrics)
+    columns = _columns(found, metrics)
+    if columns:
+        plot_results(_by_experiment(runs, found, columns), columns, output / "table.png")
     records = [
         {
             "name": run.name,
@@ -82,24 +87,38 @@ def results_table(
         metrics: columns, such as "bbox/APs"; none: AP, AP50, AP75, and what was measured of
             alignment.
     """
-    usual = {name for of_run in found.values() for name in of_run if USUAL.match(name)}
-    columns = [name for name in metrics if name] or sorted(usual)
+    columns = _columns(found, metrics)
     rows = []
-    for experiment in dict.fromkeys(run.experiment for run in runs):
-        members = [run for run in runs if run.experiment == experiment]
-        states = [_state(run, found, failed) for run in members]
+    for experiment, values in _by_experiment(runs, found, columns).items():
+        states = [_state(run, found, failed) for run in runs if run.experiment == experiment]
         done = states.count("finished")
         number = str(done) if done == len(states) else f"{done} of {len(states)}"
         missing = sorted({state for state in states if state != "finished"})
-        values = [[found[run.name][c] for run in members if c in found[run.name]] for c in columns]
         rows.append([experiment, ", ".join([number, *missing]), *map(mean_and_spread, values)])
     return tabulate(rows, headers=["experiment", "runs", *columns], tablefmt="pipe",
                     disable_numparse=True)  # fmt: skip
 
 
+def _columns(found: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> list[str]:
+    usual = {name for of_run in found.values() for name in of_run if USUAL.match(name)}
+    return [name for name in metrics if name] or sorted(usual)
+
+
+def _by_experiment(
+    runs: Sequence[Run], found: Mapping[str, Mapping[str, float]], columns: Sequence[str]
+) -> dict[str, list[list[float]]]:
+    """For each column, the finite values of the experiment's runs."""
+    values = {run.experiment: [[] for _ in columns] for run in runs}
+    for run in runs:
+        for of_column, name in zip(values[run.experiment], columns, strict=True):
+            value = found[run.name].get(name, math.nan)
+            if math.isfinite(value):
+                of_column.append(value)
+    return values
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """ "mean ± sample standard deviation" of several values, "" of none."""
-    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.4g}"

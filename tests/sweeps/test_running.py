@@ -68,6 +68,7 @@ def test_all_are_trained_once_and_the_table_averages_seeds(tmp_path, train_net):
     assert "| aligndetr_demo__tau=1.5 | 2      | 15.5 ± 0.71 |" in table
     assert "| aligndetr_demo__tau=3   | 2      | 30.5 ± 0.71 |" in table
     assert (output / "table.md").read_text() == table + "\n"
+    assert (output / "table.png").read_bytes().startswith(b"\x89PNG")
     records = json.loads((output / "results.json").read_text())
     assert [r["metrics"] for r in records] == [
         {"bbox/AP": ap, "bbox/APs": None} for ap in (15, 16, 30, 31)
