@@ -3,9 +3,9 @@
     python benchmarks/gpu_check.py [--device cuda] [--quick]
 
 Golden numbers on the GPU, Triton against the reference, host syncs, mixed precision, exact resume,
-DDP over NCCL, the benchmark of deformable attention, and a table at the end. Runs from a checkout: the
-golden numbers lie in tests/. Exit code 0: all checks passed or were skipped for the reason given;
-1: one failed; 2: there is no such device. `--device cpu` runs what can do without a GPU.
+DDP over NCCL, the benchmark of deformable attention, and a table at the end. Runs from a checkout:
+the golden numbers lie in tests/. Exit code 0: all checks passed or were skipped for the reason
+given; 1: one failed; 2: there is no such device. `--device cpu` runs what can do without a GPU.
 
 Last run: one H200, torch 2.11, 2026-11-28; docs/performance.md has what it found.
 """

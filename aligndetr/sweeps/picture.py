@@ -1,4 +1,4 @@
-"""A picture of a sweep: what each run came to, metric by metric, and the mean of each experiment."""
+"""A picture of a sweep: what each run came to, by metric, and the mean of each experiment."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
