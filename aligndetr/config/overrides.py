@@ -13,13 +13,15 @@ from .key_names import check_key, locate_target
 
 # Ends of keys that hold paths, also where the config has none yet (`dataset.root`).
 _PATHS = ("root", "json", "images")
+_INDEX = re.compile(r"\[(\d+)\]")
 _KEY = re.compile(r"\w[\w-]*(\.\w[\w-]*)*")
 
 
 def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
     """Change `cfg` in place, in the order given, and return it.
 
-    A key is a path of names and list indices (`dataloader.train.mapper.augmentation.0.prob=0.5`).
+    A key is a path of names and list indices (`dataloader.train.mapper.augmentation.0.prob=0.5`,
+    or `augmentation[0]` as hydra has it).
     Its last part must be a key of the config or an argument of the `_target_` beside it. Values
     are read as hydra reads them: `[3,3,1]`, `{a: 1}`, `null`, `true`, `1e-4`, `"quoted"`,
     `${train.device}`; what hydra cannot read and is no list or dict (`out/k=2 (new)`) is text.
@@ -45,6 +47,8 @@ def _parse(override: str) -> tuple[str, Any, str]:
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override {override!r} must have the form key=value")
+    key = _INDEX.sub(r".\1", key)
+    override = f"{key}={text}"
     if not _KEY.fullmatch(key):
         raise ValueError(
             f"override {override!r}: {key!r} is not a dotted key. Keys are changed, not added "

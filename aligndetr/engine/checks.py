@@ -42,6 +42,19 @@ LATER_KEYS = {
 _MISSING = object()
 
 
+def check_parts(cfg: DictConfig, training: bool) -> None:
+    """Raise a ValueError unless the config has the parts that a run is made of."""
+    parts = ["train", "model", "dataloader"] + ["optimizer", "lr_multiplier"] * training
+    if "dataloader" in cfg and "${dataset." in str(OmegaConf.to_container(cfg.dataloader)):
+        parts.append("dataset")
+    missing = [part for part in parts if part not in cfg]
+    if missing:
+        raise ValueError(
+            f"the config has no {' and no '.join(f'`{part}`' for part in missing)}; a config file "
+            f"must define or import each of {', '.join(parts)}"
+        )
+
+
 def add_later_keys(cfg: DictConfig) -> None:
     """Give the keys of `train` that an older config lacks their defaults."""
     for key, value in LATER_KEYS.items():

@@ -29,6 +29,7 @@ from .checks import (
     check_batch_size,
     check_device,
     check_output_dir,
+    check_parts,
     check_train_keys,
     has_checkpoints,
 )
@@ -135,12 +136,13 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Complete the config and refuse, in one clear sentence, what cannot work.
 
     Raises:
-        ValueError: a key of `train` out of its range or without effect yet, device, number of
-            processes or machines, batch size, data set or number of classes. (CheckpointError and
-            DatasetError are ValueErrors.)
+        ValueError: a part of the config is missing, a key of `train` out of its range or without
+            effect yet, device, number of processes or machines, batch size, data set or number of
+            classes. (CheckpointError and DatasetError are ValueErrors.)
         FileNotFoundError: `train.init_checkpoint` does not exist.
         FileExistsError: training would mix with what `train.output_dir` holds.
     """
+    check_parts(cfg, training=not args.eval_only)
     add_later_keys(cfg)
     check_train_keys(cfg)
     check_trackers(cfg.train)

@@ -36,6 +36,8 @@ def make_cfg():
         ("optimizer.lr=1e-5", "optimizer.lr", 1e-5),
         ("optimizer.fused=True", "optimizer.fused", True),  # an argument that is not set yet
         ("layers.0.p=0.5", "layers.0.p", 0.5),
+        ("layers[0].p=0.5", "layers.0.p", 0.5),
+        ("model.criterion.match_num[2]=3", "model.criterion.match_num", [2, 2, 3]),
         ("layers.1.eps=1e-6", "layers.1.eps", 1e-6),
         ("layers.1={num_groups: 8}", "layers.1.num_channels", 256),  # merged
         ("train.amp.enabled=true", "train.amp.enabled", True),
@@ -129,6 +131,8 @@ def test_unknown_key_is_an_error_with_the_nearest_one(override, nearest):
         ("~model.num_classes", "must have the form"),
         ("~model.num_classes=1", "deleted"),
         ("model..x=1", "not a dotted key"),
+        ("layers[].p=1", "not a dotted key"),
+        ("layers[2].p=1", "is a list of 2"),
         ("model.criterion.match_num=3,3,1", r"write model.criterion.match_num=\[\.\.\.\]"),
         ("model.criterion.match_num=[3,3", "cannot be read"),
         ("model.criterion.match_num.3=1", "is a list of 3"),

@@ -46,6 +46,13 @@ def test_a_sound_run_passes_and_writes_nothing(cfg, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+def test_a_config_that_lacks_a_part_is_told_which(cfg):
+    cfg.dataloader.train.seed = "${dataset.seed}"  # as the shipped data refers to it
+    del cfg.lr_multiplier
+    with pytest.raises(ValueError, match="no `lr_multiplier` and no `dataset`;.* optimizer"):
+        check_run(cfg, arguments())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_gpu_names_the_remedy(cfg):
     cfg.train.device = "cuda"
