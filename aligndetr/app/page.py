@@ -178,12 +178,22 @@ def open_page(
 
     Raises:
         MissingExtraError: Gradio is not installed.
-        OSError: the port is in use, or `host` is no address of this machine.
+        OSError: the port is in use, `host` is no address of this machine, or the page does not
+            answer there.
     """
-    gr = _gradio()
+    _gradio()  # its absence is the first thing to say
     _check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="aligndetr-page-") as folder:
         page = build_page(Session(predictor, Path(folder), tile))
+        try:
+            yield page, _launch(page, host, port, max_upload_mb)
+        finally:
+            page.close(verbose=False)
+
+
+def _launch(page: Any, host: str, port: int, max_upload_mb: int) -> str:
+    """Start the server; gives its address."""
+    try:
         _, address, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -195,13 +205,17 @@ def open_page(
             run_history=False,
             enable_monitoring=False,
             footer_links=[],
-            theme=gr.themes.Default(font=FONTS, font_mono=("monospace",)),
+            theme=_gradio().themes.Default(font=FONTS, font_mono=("monospace",)),
             css=CSS,
         )
-        try:
-            yield page, address
-        finally:
-            page.close(verbose=False)
+    except ValueError as error:
+        if "is not accessible" not in str(error):
+            raise
+        raise OSError(  # Gradio's advice is a public link
+            f"the page was started on {host}, port {port}, but does not answer there: a busy "
+            f"machine may do so once (try again), and so does a proxy (set NO_PROXY={host})"
+        ) from error
+    return address
 
 
 def _check_address(host: str, port: int) -> None:

@@ -282,3 +282,15 @@ def test_a_port_in_use_is_named(served):
     port = int(served[1].rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1, port {port}: "):
         open_page(five_predictor(), port=port).__enter__()
+
+
+def test_a_page_that_does_not_answer_says_what_may_be_wrong(monkeypatch):
+    """Gradio asks its own address once; behind a proxy, or late, it advises a public link."""
+    gr = pytest.importorskip("gradio")
+
+    def launch(*args, **kwargs):
+        raise ValueError("When localhost is not accessible, a shareable link must be created.")
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    with pytest.raises(OSError, match=r"does not answer there: .*try again.*NO_PROXY=127\.0\.0\.1"):
+        open_page(five_predictor(), port=0).__enter__()
