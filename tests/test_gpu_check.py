@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_checks import attention, golden, host, training
+from benchmarks.gpu_checks import attention, engine, golden, host, training
 from benchmarks.gpu_checks.common import Skip, with_triton
 from tests.builders import golden_tiny_model
 
@@ -64,6 +64,7 @@ def test_a_failure_decides_the_exit_code_and_stops_nothing(
         golden.golden_criterion,
         training.deterministic_step,
         host.no_sync_in_the_forward_pass,
+        pytest.param(engine.exact_resume, marks=pytest.mark.slow),
     ],
 )
 def test_passes_on_the_cpu(check):
