@@ -18,7 +18,7 @@ help:
 	@echo "make setup   create $(VENV) and install everything, detectron2 included"
 	@echo "make demo    train, evaluate and draw on real aerial images (about ten minutes)"
 	@echo "make test    run the tests"
-	@echo "make test-page   run the tests of the page (aligndetr app) in a headless Chromium"
+	@echo "make test-page   run the tests of page (aligndetr app) and report in a headless Chromium"
 	@echo "make lint    check style and format"
 	@echo "make types   check the types of the library"
 	@echo "make docs    build the documentation into site/; every warning is an error"
@@ -64,7 +64,7 @@ $(PAGE)/setup.done: $(VENV)/setup.done requirements-app.txt
 test-page: $(PAGE)/setup.done
 	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \
 		{ echo "error: no Chromium; apt-get install chromium-headless-shell" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(PAGE)/bin/python -m pytest tests/app -m ""
+	OMP_NUM_THREADS=1 $(PAGE)/bin/python -m pytest tests/app tests/analysis/test_report.py -m ""
 
 lint: setup
 	$(RUN) -m ruff check
