@@ -128,8 +128,9 @@ class MixedMatcher(nn.Module):
             return [[] for _ in requests]
         flat = torch.from_numpy(np.concatenate([index for pair in pairs for index in pair]))
         if device.type == "cuda":  # without waiting for what is queued there
-            flat = flat.pin_memory()
-        flat = flat.to(device, non_blocking=True)
+            flat = flat.pin_memory().to(device, non_blocking=True)
+        else:
+            flat = flat.to(device)
         split = iter(flat.split([len(index) for pair in pairs for index in pair]))
         return [[(next(split), next(split)) for _ in r.targets] for r in requests]
 
