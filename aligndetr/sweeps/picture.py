@@ -22,15 +22,15 @@ def draw_results(values: Mapping[str, Sequence[Sequence[float]]], columns: Seque
 
     Args:
         values: by experiment, for each of `columns`, the values of its finished runs.
-        columns: names of metrics, "bbox/AP".
+        columns: names of metrics, "bbox/AP"; at least one.
     """
     experiments = list(values)
     names = max(map(len, experiments), default=0)
     figure = Figure(
-        figsize=(0.08 * names + 1.9 * max(len(columns), 1) + 0.4, 0.4 * len(experiments) + 1.1),
+        figsize=(0.08 * names + 1.9 * len(columns) + 0.4, 0.4 * len(experiments) + 1.1),
         layout="constrained",
     )
-    panels = figure.subplots(1, max(len(columns), 1), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for column, (panel, name) in enumerate(zip(panels, columns)):
         for row, experiment in enumerate(experiments):
             of_runs = values[experiment][column]

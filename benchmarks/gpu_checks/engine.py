@@ -34,20 +34,11 @@ def exact_resume(device: torch.device) -> str:
         ]
     seen = []
     for part in ("model", "ema_state"):
-        one, other = (dict(flatten(end[part])) for end in ends)
+        one, other = (end[part] for end in ends)
         different = [name for name in one if not torch.equal(one[name], other[name])]
         assert not different, f"{len(different)} of {len(one)} tensors of {part}: {different[:3]}"
         seen.append(f"{len(one)} tensors of {part}")
     return f"equal after {ITERATIONS - PERIOD} iterations: {', '.join(seen)}"
-
-
-def flatten(nested: dict, prefix: str = ""):
-    """The tensors of nested dicts, by the path to them."""
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, torch.Tensor):
-            yield prefix + name, value
 
 
 def train_net(device: torch.device, folder: Path, *flags: str) -> None:
