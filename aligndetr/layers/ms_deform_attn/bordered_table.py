@@ -24,27 +24,32 @@ def table_rows(spatial_shapes: list[tuple[int, int]]) -> int:
 
 
 def pad_levels(value: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
-    """(B, S, M, D) to the table (B, M, R, D), every map with a border of zeros."""
+    """(B, S, M, D) to the table (B, R, M, D), every map with a border of zeros."""
     batch, _, heads, head_dim = value.shape
-    table = value.new_zeros(batch, heads, table_rows(spatial_shapes), head_dim)
-    for inner, level in _level_views(table, value, spatial_shapes):
-        inner.copy_(level)
+    table = value.new_empty(batch, table_rows(spatial_shapes), heads, head_dim)
+    for bordered, level in _level_views(table, value, spatial_shapes):
+        bordered[:, :2] = 0
+        bordered[:, -2:] = 0
+        bordered[:, 2:-2, :2] = 0
+        bordered[:, 2:-2, 2:] = level
+    table[:, -2:] = 0
     return table
 
 
 def crop_levels(table: Tensor, spatial_shapes: list[tuple[int, int]], value: Tensor) -> Tensor:
     """`pad_levels` undone: the (B, S, M, D) of `value` from the table."""
     cropped = value.new_empty(value.shape)
-    for inner, level in _level_views(table, cropped, spatial_shapes):
-        level.copy_(inner)
+    for bordered, level in _level_views(table, cropped, spatial_shapes):
+        level.copy_(bordered[:, 2:-2, 2:])
     return cropped
 
 
 def _level_views(
     table: Tensor, tokens: Tensor, spatial_shapes: list[tuple[int, int]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each level, (B, M, h, w, D) views into the bordered table and into the tokens."""
-    in_table = table[:, :, :-2].split([padded_area(h, w) for h, w in spatial_shapes], dim=2)
-    in_tokens = tokens.transpose(1, 2).split([h * w for h, w in spatial_shapes], dim=2)
-    for (h, w), padded, plain in zip(spatial_shapes, in_table, in_tokens, strict=True):
-        yield padded.unflatten(2, (h + 4, w + 2))[:, :, 2:-2, 2:], plain.unflatten(2, (h, w))
+    """Of each level, the bordered map in the table, (B, h + 4, w + 2, M, D), and (B, h, w, M, D)
+    in the tokens, both views."""
+    in_table = table[:, :-2].split([padded_area(h, w) for h, w in spatial_shapes], dim=1)
+    in_tokens = tokens.split([h * w for h, w in spatial_shapes], dim=1)
+    for (h, w), bordered, plain in zip(spatial_shapes, in_table, in_tokens, strict=True):
+        yield bordered.unflatten(1, (h + 4, w + 2)), plain.unflatten(1, (h, w))

@@ -14,15 +14,17 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csc_array
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .bordered_table import crop_levels, pad_levels, padded_area, table_rows
 
 # Bags handled at once: indices and weights of a part (4 MB at K = 16) stay in the L2/L3 cache.
-PART = 8192
+PART = 16384
 
 
 def ms_deform_attn_embedding_bag(
@@ -48,15 +50,18 @@ class _EmbeddingBagAttention(torch.autograd.Function):
         ctx.spatial_shapes = spatial_shapes
         batch, queries, heads = locations.shape[:3]
         table = pad_levels(value, spatial_shapes)
+        rows = table.flatten(1, 2)  # a row for each cell and head, heads side by side
+        maps = _Maps.of(spatial_shapes, locations, cell_stride=heads, head_stride=1)
         out = value.new_empty(batch, queries, heads, value.shape[-1])
-        for part in _parts(batch, queries, heads):
-            bags = _make_bags(part, spatial_shapes, locations, weights)
-            rows = part.of_table(table)
-            corner_weights = bags.corner_weights.flatten(1)
+        for part in _parts(batch, queries, heads, heads):
+            bags = _make_bags(part, maps, locations, weights)
             part.write(
                 out,
                 F.embedding_bag(
-                    bags.index.flatten(1), rows, mode="sum", per_sample_weights=corner_weights
+                    bags.index.flatten(1),
+                    rows[part.image],
+                    mode="sum",
+                    per_sample_weights=bags.corner_weights.flatten(1),
                 ),
             )
         return out.flatten(2)
@@ -67,22 +72,26 @@ class _EmbeddingBagAttention(torch.autograd.Function):
     def backward(ctx, grad_out):
         value, locations, weights = ctx.saved_tensors
         batch, queries, heads = locations.shape[:3]
-        table = pad_levels(value, ctx.spatial_shapes)
+        # Heads outside: a few heads' rows and gradients are one small table.
+        table = pad_levels(value, ctx.spatial_shapes).transpose(1, 2).contiguous()
         grad_table = torch.zeros_like(table)
+        maps = _Maps.of(ctx.spatial_shapes, locations, cell_stride=1, head_stride=table.shape[2])
         grad_out = grad_out.view(batch, queries, heads, value.shape[-1])
         grad_locations = locations.new_empty(locations.shape)
         grad_weights = weights.new_empty(weights.shape)
-        for part in _parts(batch, queries, heads):
-            bags = _make_bags(part, ctx.spatial_shapes, locations, weights)
+        for part in _parts(batch, queries, heads, max(1, PART // max(queries, 1))):
+            bags = _make_bags(part, maps, locations, weights)
             grad_bags = part.read(grad_out)
-            products = _dot_with_corners(bags.index, grad_bags, part.of_table(table))
-            grad_x, grad_y, grad_weight = _sample_gradients(products, bags)
+            rows = part.of_table(table)
+            grad_x, grad_y, grad_weight = _sample_gradients(
+                _dot_with_corners(bags.index, grad_bags, rows), bags
+            )
             part.write(grad_locations[..., 0], grad_x)
             part.write(grad_locations[..., 1], grad_y)
             part.write(grad_weights, grad_weight)
             _add_to_corners(part.of_table(grad_table), bags, grad_bags)
         return (
-            crop_levels(grad_table, ctx.spatial_shapes, value),
+            crop_levels(grad_table.transpose(1, 2), ctx.spatial_shapes, value),
             None,
             grad_locations,
             grad_weights,
@@ -90,26 +99,22 @@ class _EmbeddingBagAttention(torch.autograd.Function):
 
 
 class _Part(NamedTuple):
-    """Some queries and heads of one image; its bags lie in the order (head, query).
-
-    A head's table of one image fits into the cache, all tables together do not. So the bags of
-    one head are handled together, and of as few heads at once as PART allows.
-    """
+    """Some queries and heads of one image; its bags lie in the order (query, head)."""
 
     image: int
     heads: slice
     queries: slice
 
     def of(self, tensor: Tensor) -> Tensor:
-        """(heads, queries, ...), a view of a (B, Q, M, ...) tensor."""
-        return tensor[self.image, self.queries, self.heads].transpose(0, 1)
+        """(queries, heads, ...), a view of a (B, Q, M, ...) tensor."""
+        return tensor[self.image, self.queries, self.heads]
 
     def read(self, tensor: Tensor) -> Tensor:
-        """(n, ...), this part's bags copied from a (B, Q, M, ...) tensor, side by side.
+        """(n, ...), this part's bags of a (B, Q, M, ...) tensor, side by side.
 
         (`sampled_addmm` and `addmm` misread rows with strides of their own.)
         """
-        return self.of(tensor).clone(memory_format=torch.contiguous_format).flatten(0, 1)
+        return self.of(tensor).contiguous().flatten(0, 1)
 
     def write(self, tensor: Tensor, bags: Tensor) -> None:
         """Set this part of a (B, Q, M, ...) tensor from the (n, ...) `bags`."""
@@ -121,9 +126,9 @@ class _Part(NamedTuple):
         return table[self.image, self.heads].flatten(0, 1)
 
 
-def _parts(batch: int, queries: int, heads: int) -> Iterator[_Part]:
-    """All bags, in parts of about equal size and at most PART of them."""
-    heads_at_once = _share(heads, max(1, PART // max(queries, 1)))
+def _parts(batch: int, queries: int, heads: int, most_heads: int) -> Iterator[_Part]:
+    """All bags, in parts of about equal size, of at most PART bags and `most_heads` heads."""
+    heads_at_once = _share(heads, most_heads)
     queries_at_once = _share(queries, max(1, PART // heads_at_once))
     for image in range(batch):
         for head in range(0, heads, heads_at_once):
@@ -140,6 +145,44 @@ def _share(number: int, most: int) -> int:
     return max(1, math.ceil(number / max(1, math.ceil(number / most))))
 
 
+class _Maps(NamedTuple):
+    """Where the samples of a bag find their cells: numbers of their maps, for each of the K."""
+
+    size: Tensor  # (2, 1, 1, K), w and h
+    cell_stride: int  # rows of the table from a cell to the next
+    first_row: Tensor  # (M, K) int32, of each head, row of the table that holds cell (0, 0)
+    row_of_cells: Tensor  # (K,) int32, rows of the table from a cell to the one below
+    corners: Tensor  # (4, K) int32, rows of the table from a cell to itself, right, below, both
+
+    @classmethod
+    def of(
+        cls,
+        spatial_shapes: list[tuple[int, int]],
+        locations: Tensor,
+        cell_stride: int,
+        head_stride: int,
+    ) -> "_Maps":
+        """For (B, Q, M, L, P, 2) locations; strides: rows from a cell to the next, from a head."""
+        maps, start = [], 0
+        for h, w in spatial_shapes:
+            first_cell = start + 2 * (w + 2) + 2  # behind two rows and two cells of border
+            maps.append((w, h, first_cell * cell_stride, (w + 2) * cell_stride))
+            start += padded_area(h, w)
+        heads, points = locations.shape[2], locations.shape[4]
+        width, height, first_row, below = (
+            torch.tensor(maps, dtype=torch.int32).repeat_interleave(points, dim=0).t().contiguous()
+        )
+        of_head = torch.arange(heads, dtype=torch.int32)[:, None] * head_stride
+        right = torch.full_like(below, cell_stride)
+        return cls(
+            torch.stack([width, height])[:, None, None].to(locations.dtype),
+            cell_stride,
+            first_row + of_head,
+            below,
+            torch.stack([torch.zeros_like(below), right, below, below + right]),
+        )
+
+
 class _Bags(NamedTuple):
     """Bags of a part. The corners are top left, top right, bottom left, bottom right."""
 
@@ -150,63 +193,39 @@ class _Bags(NamedTuple):
     size: Tensor  # (2, 1, K), w and h of each sample's map
 
 
-def _make_bags(
-    part: _Part, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> _Bags:
-    weights = part.read(weights).flatten(1)
-    size, first_cell, row_length = _sample_constants(spatial_shapes, locations.shape[4])
-    size_float = size.to(locations.dtype)
-    # x and y apart: what follows is several times faster on numbers that lie side by side.
-    x_and_y = torch.stack([part.read(locations[..., axis]).flatten(1) for axis in (0, 1)])
-    position = _pixel_position(x_and_y, size_float)
+def _make_bags(part: _Part, maps: _Maps, locations: Tensor, weights: Tensor) -> _Bags:
+    position = _pixel_position(part.of(locations).flatten(2, 3), maps.size)
     # A sample two cells outside reads border cells only, and moving it changes nothing.
-    position = position.clamp_(min=-2).minimum(size_float)
+    torch.clamp(position, position.new_tensor(-2.0), maps.size, out=position)
     cell = position.floor()
     fraction = position.sub_(cell)
-    # NaN stays NaN in `fraction`, and so in the result; whatever int() makes of it, the cell is
-    # made a valid one.
-    column, row = cell.int().clamp_(min=-2).minimum(size)
-    num_heads = part.heads.stop - part.heads.start
-    of_head = torch.arange(num_heads, dtype=torch.int32) * table_rows(spatial_shapes)
-    of_head = of_head.repeat_interleave(len(weights) // num_heads)[:, None]
-    top_left = column.addcmul_(row, row_length).add_(first_cell).add_(of_head)
-    index = _corner_index(top_left, row_length)
-    corner_weights = _corner_weights(weights, fraction)
-    return _Bags(index, corner_weights, weights, fraction, size_float)
+    # NaN stays NaN in `fraction`, and so in the result; its cell is made a valid one.
+    column, row = cell.nan_to_num_(0.0).int()
+    first_row = maps.first_row[: part.heads.stop - part.heads.start]
+    top_left = column.mul_(maps.cell_stride).add_(first_row).addcmul_(row, maps.row_of_cells)
+    index = top_left.unsqueeze(2) + maps.corners
+    weights = part.read(weights).flatten(1)
+    fraction = fraction.flatten(1, 2)
+    return _Bags(
+        index.flatten(0, 1),
+        _corner_weights(weights, fraction),
+        weights,
+        fraction,
+        maps.size[:, 0],
+    )
 
 
 def _pixel_position(locations: Tensor, size: Tensor) -> Tensor:
-    """Locations in cells, 0 the centre of the first: `location * size - 0.5`; writes to them.
+    """(2, queries, heads, K), x and y, in cells, 0 the centre of the first: `location * size - 0.5`.
 
     In the steps and so with the rounding of `grid_sample`: where a sample lies on a cell's
     centre the slope jumps, and another rounding would give the slope of the other side.
     """
-    grid = locations.mul_(2).sub_(1)
-    return torch.addcmul(size.new_tensor(-0.5), grid.add_(1), size / 2)
-
-
-def _sample_constants(
-    spatial_shapes: list[tuple[int, int]], points: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each sample: its map's (w, h), (2, 1, K); its first cell and row length in the table."""
-    rows, start = [], 0
-    for h, w in spatial_shapes:
-        first_cell = start + 2 * (w + 2) + 2  # behind two rows and two cells of border
-        rows.append((w, h, first_cell, w + 2))
-        start += padded_area(h, w)
-    width, height, first_cell, row_length = (
-        torch.tensor(rows, dtype=torch.int32).repeat_interleave(points, dim=0).t().contiguous()
-    )
-    return torch.stack([width, height])[:, None], first_cell, row_length
-
-
-def _corner_index(top_left: Tensor, row_length: Tensor) -> Tensor:
-    """(n, 4, K) table rows of the corners, from the (n, K) of the first."""
-    index = top_left.new_empty(len(top_left), 4, top_left.shape[1])
-    index[:, 0] = top_left
-    torch.add(top_left, 1, out=index[:, 1])
-    torch.add(index[:, :2], row_length, out=index[:, 2:])
-    return index
+    # x and y apart: what follows is several times faster on numbers that lie side by side.
+    grid = locations.new_empty(2, *locations.shape[:-1])
+    for axis in (0, 1):
+        torch.add(locations.new_tensor(-1.0), locations[..., axis], alpha=2, out=grid[axis])
+    return torch.addcmul(grid.new_tensor(-0.5), grid.add_(1), size / 2)
 
 
 def _corner_weights(weights: Tensor, fraction: Tensor) -> Tensor:
@@ -232,8 +251,8 @@ def _dot_with_corners(index: Tensor, grad_out: Tensor, table: Tensor) -> Tensor:
     starts = torch.arange(0, index.numel() + 1, bag_length, dtype=torch.int32)
     zeros = table.new_zeros(index.numel())
     entries = _sparse_rows(starts, index.flatten(), zeros, len(table))
-    products = torch.sparse.sampled_addmm(entries, grad_out, table.t(), beta=0.0)
-    return products.values().view(index.shape)
+    torch.sparse.sampled_addmm(entries, grad_out, table.t(), beta=0.0, out=entries)
+    return entries.values().view(index.shape)
 
 
 def _sample_gradients(products: Tensor, bags: _Bags) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,17 +277,15 @@ def _add_to_corners(grad_table: Tensor, bags: _Bags, grad_out: Tensor) -> None:
     The forward pass transposed, a sparse matrix times `grad_out`: one row of it for each table
     row, with the bags that read it. The sort is stable, so sums have a fixed order.
     """
-    num_bags, bag_length = len(bags.index), bags.index.shape[1:].numel()
-    rows, order = bags.index.flatten().sort(stable=True)
-    starts = torch.zeros(len(grad_table) + 1, dtype=torch.int32)
-    torch.cumsum(torch.bincount(rows, minlength=len(grad_table)), 0, out=starts[1:])
-    # Looked up, because dividing `order` takes three times as long.
-    bag_of_sample = torch.arange(num_bags, dtype=torch.int32).repeat_interleave(bag_length)
+    bag_length = bags.index.shape[1:].numel()
+    starts = np.arange(0, bags.index.numel() + 1, bag_length, dtype=np.int32)
+    by_bag = csc_array(
+        (bags.corner_weights.flatten().numpy(), bags.index.flatten().numpy(), starts),
+        shape=(len(grad_table), len(bags.index)),
+    )
+    by_row = by_bag.tocsr()
     entries = _sparse_rows(
-        starts,
-        bag_of_sample.index_select(0, order),
-        bags.corner_weights.flatten().index_select(0, order),
-        num_bags,
+        *map(torch.from_numpy, (by_row.indptr, by_row.indices, by_row.data)), len(bags.index)
     )
     torch.addmm(grad_table, entries, grad_out, out=grad_table)
 
