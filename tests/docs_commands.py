@@ -18,7 +18,7 @@ PAGES = [
 # make by `make -n`, extras against setup.py. All others are run by `tests/test_docs_run.py`.
 NOT_RUN = {
     "pip install *": "needs the network",
-    "make *": "minutes to half an hour; .ci/run is `make lint test`",
+    "make *": "minutes to half an hour; .ci/run makes lint, types, docs, test and test-page",
     "srun *": "needs a SLURM cluster",
     "torchrun --nnodes 2 *": "needs two machines",
     "python tools/train_net.py --num-gpus 8 --num-machines 2 *": "needs two machines",

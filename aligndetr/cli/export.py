@@ -10,7 +10,7 @@ the exit status is 1 if it does not.
 
 import argparse
 
-from .parsing import config_file, errors_in_one_line, make_parser
+from .parsing import config_file, errors_in_one_line, make_parser, move_overrides
 
 
 def main() -> None:
@@ -46,6 +46,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="take the averaged weights")
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="changes of the config")
     args = parser.parse_intermixed_args()
+    move_overrides(args, "images")
     if not (args.checkpoint or args.config_file):
         parser.error("give --checkpoint, or --config-file alone for random weights")
     return args

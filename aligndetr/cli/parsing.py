@@ -1,6 +1,8 @@
 """What the command lines have in common: help, names of configs, errors in one line."""
 
 import argparse
+import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ from aligndetr.shipped import find_config
 
 if TYPE_CHECKING:
     from aligndetr.inference import Predictor
+
+
+_OVERRIDE = re.compile(r"\w+(\.\w+|\[\d+\])+=")
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -59,6 +64,17 @@ def load_predictor(args: argparse.Namespace) -> "Predictor":
     return Predictor.from_checkpoint(
         args.checkpoint, args.config_file, ema=args.ema, device=args.device, overrides=args.opts
     )
+
+
+def move_overrides(args: argparse.Namespace, option: str) -> None:
+    """Take the overrides out of the files of `option`: argparse gives it all words that follow.
+
+    A word is an override if it is of the form `train.device=cpu`, and no file has that name.
+    """
+    words = getattr(args, option) or []
+    overrides = [word for word in words if _OVERRIDE.match(word) and not os.path.exists(word)]
+    setattr(args, option, [word for word in words if word not in overrides])
+    args.opts = [*args.opts, *overrides]
 
 
 @contextmanager

@@ -12,7 +12,13 @@ what was found until then.
 import argparse
 import sys
 
-from .parsing import add_predictor_options, errors_in_one_line, load_predictor, make_parser
+from .parsing import (
+    add_predictor_options,
+    errors_in_one_line,
+    load_predictor,
+    make_parser,
+    move_overrides,
+)
 
 
 def main() -> int:
@@ -41,4 +47,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder, FILE.json, .csv or .mp4")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (%(default)s)")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    move_overrides(args, "input")
+    if not args.input:
+        parser.error("--input names no file")
+    return args

@@ -6,6 +6,7 @@ it can only build what `allow_list` lets it name.
 
 from .allow_list import check_targets
 from .common.coco_schedule import ITERS_PER_EPOCH, coco_schedule
+from .key_names import check_arguments
 from .loading import load_config
 from .overrides import apply_overrides
 from .shared import get_config
@@ -14,6 +15,7 @@ from .yaml_io import config_from_yaml, config_to_yaml, save_config
 __all__ = [
     "ITERS_PER_EPOCH",
     "apply_overrides",
+    "check_arguments",
     "check_targets",
     "coco_schedule",
     "config_from_yaml",

@@ -179,7 +179,8 @@ def _resolve(name: str) -> Callable:
             continue
         obj = getattr(obj, part, None)
         if obj is None:
-            raise ValueError(f"{path} does not exist")
+            own = "; start in the folder that holds your projects/, or put it on PYTHONPATH"
+            raise ValueError(f"{path} does not exist{own if first == 'projects' else ''}")
         if isinstance(obj, ModuleType):
             raise ValueError(f"{path} is the module {obj.__name__}, imported from elsewhere")
     if not (inspect.isclass(obj) or inspect.isfunction(obj)):

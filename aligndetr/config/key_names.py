@@ -1,4 +1,4 @@
-"""Which keys a part of a config may have, and what was meant by one that it may not have."""
+"""Which keys a part of a config may and must have, and what was meant by one that it may not."""
 
 import difflib
 import inspect
@@ -55,6 +55,31 @@ def check_key(cfg: DictConfig, path: str, name: str, keys: Iterable[str], target
     if not similar or rest or OmegaConf.is_dict(OmegaConf.select(cfg, nearest)):
         nearest = _nearest_leaf(cfg, nearest)
     raise ValueError(f"`{full}` is no key of the config{owner}; did you mean `{nearest}`?")
+
+
+def check_arguments(cfg: DictConfig, part: str) -> None:
+    """Raise ValueError unless what `part` of `cfg` calls gets every argument that it needs."""
+    for path, node in walk(OmegaConf.to_container(cfg[part], resolve=False), part):
+        if not isinstance(node, dict) or "_target_" not in node:
+            continue
+        target = locate_target(node["_target_"])
+        missing = [name for name in _needed_arguments(target) if name not in node]
+        if missing:
+            raise ValueError(
+                f"`{path}` lacks {' and '.join(f'`{name}`' for name in missing)}, which "
+                f"{getattr(target, '__qualname__', target)} needs; set `{path}.{missing[0]}` in "
+                "the config file"
+            )
+
+
+def _needed_arguments(target: Callable) -> list[str]:
+    """Names of the arguments of `target` that have no default."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return []
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in by_name and p.default is p.empty]
 
 
 def _arguments_of(target: Callable) -> tuple[list[str], bool]:

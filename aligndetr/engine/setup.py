@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.checkpoint import local_checkpoint
-from aligndetr.config import save_config
+from aligndetr.config import check_arguments, save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import set_default_backend
 from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
@@ -143,6 +143,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         FileExistsError: training would mix with what `train.output_dir` holds.
     """
     check_parts(cfg, training=not args.eval_only)
+    check_arguments(cfg, "model")
     add_later_keys(cfg)
     check_train_keys(cfg)
     check_trackers(cfg.train)

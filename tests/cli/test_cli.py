@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aligndetr.cli import COMMANDS, main
+from aligndetr.cli import COMMANDS, main, predict
 from aligndetr.cli.parsing import config_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,3 +151,21 @@ for program in ("tools/visualize_data.py", "benchmarks/engine.py"):
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.count("usage: ") == 2
     assert found.stderr == ""
+
+
+def test_an_override_behind_files_is_an_override(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("a.b=c.jpg").touch()  # a file of such a name is a file
+    words = "--checkpoint m.pth --output out --input a.jpg a.b=c.jpg train.device=cpu --ema"
+    monkeypatch.setattr("sys.argv", ["aligndetr predict", *words.split()])
+    args = predict._parse()
+    assert args.input == ["a.jpg", "a.b=c.jpg"] and args.opts == ["train.device=cpu"]
+    assert args.ema
+
+
+def test_overrides_alone_are_no_files(monkeypatch, capsys):
+    words = "--checkpoint m.pth --output out --input train.device=cpu"
+    monkeypatch.setattr("sys.argv", ["aligndetr predict", *words.split()])
+    with pytest.raises(SystemExit):
+        predict._parse()
+    assert "--input names no file" in capsys.readouterr().err

@@ -93,6 +93,11 @@ def test_anything_else_is_refused_and_named(name):
     assert repr(name) in str(error.value)
 
 
+def test_own_code_that_is_elsewhere_is_told_where_python_looks():
+    with pytest.raises(ValueError, match=r"projects\.mine does not exist; .* PYTHONPATH"):
+        check_targets({"_target_": "projects.mine.Loss"})
+
+
 @pytest.mark.parametrize("module", ["evil_module", "projects_evil", "timm_evil"])
 def test_a_foreign_module_is_not_even_imported(module, tmp_path, monkeypatch):
     (tmp_path / f"{module}.py").write_text("raise SystemExit('imported')")

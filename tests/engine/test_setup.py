@@ -53,6 +53,12 @@ def test_a_config_that_lacks_a_part_is_told_which(cfg):
         check_run(cfg, arguments())
 
 
+def test_a_part_of_the_model_that_lacks_an_argument_is_named(cfg):
+    cfg.model.head = {"_target_": "torch.nn.Linear", "in_features": 4}
+    with pytest.raises(ValueError, match=r"`model\.head` lacks `out_features`, which Linear needs"):
+        check_run(cfg, arguments())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_gpu_names_the_remedy(cfg):
     cfg.train.device = "cuda"

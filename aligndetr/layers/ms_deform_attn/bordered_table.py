@@ -1,8 +1,8 @@
 """The values of all levels in one table, each level with a border of zeros around it.
 
-A sample's four corners are then rows of the table wherever it lies, and need no masks.
+A sample's four corners are then cells of the table wherever it lies, and need no masks.
 
-Shapes: B batch, S tokens over all levels, M heads, D head dim, R rows in the table.
+Shapes: B batch, S tokens over all levels, M heads, D head dim, R cells in the table.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def padded_area(h: int, w: int) -> int:
     return (h + 4) * (w + 2)
 
 
-def table_rows(spatial_shapes: list[tuple[int, int]]) -> int:
+def table_cells(spatial_shapes: list[tuple[int, int]]) -> int:
     """R; the last two are the right border of the last map's last row."""
     return sum(padded_area(h, w) for h, w in spatial_shapes) + 2
 
@@ -26,7 +26,7 @@ def table_rows(spatial_shapes: list[tuple[int, int]]) -> int:
 def pad_levels(value: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
     """(B, S, M, D) to the table (B, R, M, D), every map with a border of zeros."""
     batch, _, heads, head_dim = value.shape
-    table = value.new_empty(batch, table_rows(spatial_shapes), heads, head_dim)
+    table = value.new_empty(batch, table_cells(spatial_shapes), heads, head_dim)
     for bordered, level in _level_views(table, value, spatial_shapes):
         bordered[:, :2] = 0
         bordered[:, -2:] = 0

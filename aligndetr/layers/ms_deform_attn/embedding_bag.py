@@ -5,7 +5,7 @@ A sample is four weighted rows of the value table, so a query's result for one h
 in this folder derives the indices and the gradients.
 
 Shapes: B batch, Q queries, S tokens over all levels, L levels, M heads, P points, D head dim;
-K = L * P samples in a bag, n bags in a part, R rows in the table of one image and head.
+K = L * P samples in a bag, n bags in a part, R cells in the table of one image.
 """
 
 import functools
@@ -21,9 +21,9 @@ from scipy.sparse import csc_array
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .bordered_table import crop_levels, pad_levels, padded_area, table_rows
+from .bordered_table import crop_levels, pad_levels, padded_area
 
-# Bags handled at once: indices and weights of a part (4 MB at K = 16) stay in the L2/L3 cache.
+# Bags handled at once: indices and weights of a part (8 MB at K = 16) stay in the L3 cache.
 PART = 16384
 
 
@@ -148,7 +148,7 @@ def _share(number: int, most: int) -> int:
 class _Maps(NamedTuple):
     """Where the samples of a bag find their cells: numbers of their maps, for each of the K."""
 
-    size: Tensor  # (2, 1, 1, K), w and h
+    size: Tensor  # (2, 1, 1, K), w and h, in the dtype of the locations
     cell_stride: int  # rows of the table from a cell to the next
     first_row: Tensor  # (M, K) int32, of each head, row of the table that holds cell (0, 0)
     row_of_cells: Tensor  # (K,) int32, rows of the table from a cell to the one below
@@ -216,7 +216,7 @@ def _make_bags(part: _Part, maps: _Maps, locations: Tensor, weights: Tensor) -> 
 
 
 def _pixel_position(locations: Tensor, size: Tensor) -> Tensor:
-    """(2, queries, heads, K), x and y, in cells, 0 the centre of the first: `location * size - 0.5`.
+    """(2, queries, heads, K), x and y in cells: `location * size - 0.5`, 0 the first's centre.
 
     In the steps and so with the rounding of `grid_sample`: where a sample lies on a cell's
     centre the slope jumps, and another rounding would give the slope of the other side.
@@ -275,7 +275,7 @@ def _add_to_corners(grad_table: Tensor, bags: _Bags, grad_out: Tensor) -> None:
     """Add each bag's output gradient, weighted, to the table rows that the bag summed.
 
     The forward pass transposed, a sparse matrix times `grad_out`: one row of it for each table
-    row, with the bags that read it. The sort is stable, so sums have a fixed order.
+    row, with the bags that read it. scipy keeps their order, so sums have a fixed one.
     """
     bag_length = bags.index.shape[1:].numel()
     starts = np.arange(0, bags.index.numel() + 1, bag_length, dtype=np.int32)
