@@ -159,7 +159,8 @@ def test_an_override_behind_files_is_an_override(monkeypatch, tmp_path):
     words = "--checkpoint m.pth --output out --input a.jpg a.b=c.jpg train.device=cpu --ema"
     monkeypatch.setattr("sys.argv", ["aligndetr predict", *words.split()])
     args = predict._parse()
-    assert args.input == ["a.jpg", "a.b=c.jpg"] and args.opts == ["train.device=cpu"]
+    assert args.input == ["a.jpg", "a.b=c.jpg"]
+    assert args.opts == ["train.device=cpu"]
     assert args.ema
 
 
