@@ -16,6 +16,8 @@ from .corrupt_images import CorruptImageError
 from .image_reading import PillowInput, decode, open_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
+# Transforms that leave boxes where they are, which to find out takes numpy several steps.
+UNMOVING = (T.BlendTransform, T.NoOpTransform)
 
 
 class DetrDatasetMapper:
@@ -99,7 +101,8 @@ class DetrDatasetMapper:
         has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         annotations = [a for a, keep in zip(annotations, has_area, strict=True) if keep]
         height, width = image_size
-        moved = transforms.apply_box(boxes[has_area]).clip(0, [width, height, width, height])
+        moving = T.TransformList([t for t in transforms.transforms if type(t) not in UNMOVING])
+        moved = moving.apply_box(boxes[has_area]).clip(0, [width, height, width, height])
 
         instances = Instances(image_size)
         instances.gt_boxes = Boxes(torch.from_numpy(moved))

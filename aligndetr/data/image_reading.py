@@ -27,7 +27,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import NoOpTransform
 from PIL import Image
 
-from .blending import blend
+from .blending import blend, random_saturation
 from .jpeg import decode_jpeg
 
 # All that these ask of an image is its size. (Exact types: a subclass may ask for more.)
@@ -137,7 +137,11 @@ class PillowInput(T.AugInput):
         transforms = []
         for augmentation in augmentations.augs:
             self._size_is_enough = type(augmentation) in SIZE_IS_ENOUGH
-            transforms.append(augmentation(self))
+            if type(augmentation) is T.RandomSaturation:
+                transforms.append(random_saturation(augmentation, self.image))
+                self.transform(transforms[-1])
+            else:
+                transforms.append(augmentation(self))
         self._size_is_enough = False
         return T.TransformList(transforms)
 

@@ -5,7 +5,8 @@ import pytest
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import BlendTransform
 
-from aligndetr.data.blending import blend
+from aligndetr.data import blending
+from aligndetr.data.blending import blend, random_saturation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (31, 43, 3)).astype(np.uint8)
 GREY = IMAGE.dot([0.299, 0.587, 0.114])[:, :, None]
@@ -26,6 +27,21 @@ def test_colour_augmentations(augmentation):
         blended = blend(IMAGE, transform)
         assert blended.dtype == np.uint8
         np.testing.assert_array_equal(blended, transform.apply_image(IMAGE))
+
+
+@pytest.mark.parametrize("adds_alike", [True, False])
+@pytest.mark.parametrize(
+    "image", [IMAGE, IMAGE[:, ::-1, ::-1], IMAGE / 255], ids=["rgb", "bgr", "float"]
+)
+def test_saturation_draws_and_blends_as_detectron2(image, adds_alike, monkeypatch):
+    monkeypatch.setattr(blending, "_adds_as_dot_does", lambda: adds_alike)
+    augmentation = T.RandomSaturation(0.2, 3)
+    np.random.seed(0)
+    expected = augmentation.get_transform(image)
+    np.random.seed(0)
+    found = random_saturation(augmentation, image)
+    np.testing.assert_array_equal(found.src_image, expected.src_image)
+    assert (found.src_weight, found.dst_weight) == (expected.src_weight, expected.dst_weight)
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
