@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,6 @@ from aligndetr.shipped import find_config
 
 if TYPE_CHECKING:
     from aligndetr.inference import Predictor
-
-
-_OVERRIDE = re.compile(r"\w+(\.\w+|\[\d+\])+=")
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -72,7 +68,11 @@ def move_overrides(args: argparse.Namespace, option: str) -> None:
     A word is an override if it is of the form `train.device=cpu`, and no file has that name.
     """
     words = getattr(args, option) or []
-    overrides = [word for word in words if _OVERRIDE.match(word) and not os.path.exists(word)]
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]
+    if overrides:
+        from aligndetr.sweeps import is_override  # imports torch
+
+        overrides = [word for word in overrides if is_override(word)]
     setattr(args, option, [word for word in words if word not in overrides])
     args.opts = [*args.opts, *overrides]
 

@@ -17,8 +17,9 @@ from aligndetr.config import apply_overrides, load_config
 SEED = "train.seed"
 """The key whose values are repetitions of one experiment, not experiments of their own."""
 
-# Keys have dots, which the names of shipped configs (`aligndetr_k=2_r50_4scale_12ep`) have not.
-_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
+# Keys have dots or indices, which the names of shipped configs (`aligndetr_k=2_r50_4scale_12ep`)
+# have not.
+_OVERRIDE = re.compile(r"\w+(\.\w+|\[\d+\])+=")
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,20 @@ def expand(config_files: Sequence[str], overrides: Iterable[str]) -> list[Run]:
     return runs
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of a command line has the form of `train.device=cpu` or `a.list[0]=1`."""
+    return _OVERRIDE.match(word) is not None
+
+
 def expand_words(words: Iterable[str], find: Callable[[str], str] = str) -> list[Run]:
     """`expand` of a command line, where config files and overrides stand in any order.
 
     Args:
-        words: an override is what has the form KEY=VALUE and does not end as a config file does.
+        words: an override is what `is_override` names one and does not end as a config file does.
         find: gives the path of a config file; may raise `argparse.ArgumentTypeError`.
     """
     words = list(words)
-    overrides = [w for w in words if _KEY.match(w) and not w.endswith((".py", ".yaml", ".yml"))]
+    overrides = [w for w in words if is_override(w) and not w.endswith((".py", ".yaml", ".yml"))]
     try:
         files = [find(word) for word in words if word not in overrides]
     except argparse.ArgumentTypeError as error:
@@ -88,11 +94,11 @@ def expand_words(words: Iterable[str], find: Callable[[str], str] = str) -> list
 
 def _values(override: str) -> list[str]:
     """KEY=VALUE of each value of one override."""
-    key, equals, _ = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override {override!r} must have the form key=value")
-    try:
-        parsed = OverridesParser.create().parse_override(override)
+    try:  # under another key: in hydra's a list has no [0]
+        parsed = OverridesParser.create().parse_override(f"key={text}")
     except HydraException:  # plain text for `apply_overrides`, which also knows what is wrong
         return [override]
     if not parsed.is_sweep_override():

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine.metrics_file import METRICS_FILE, has_evaluation
 from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED
 from aligndetr.engine.slurm_job import submit
 from aligndetr.utils.files import atomic_path
+from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 from aligndetr.utils.signals import STOP_SIGNALS
 
 from .grid import Run
@@ -72,11 +76,14 @@ def prepare(runs: Sequence[Run], output: Path) -> list[Run]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a training has written its last weights and evaluated them."""
+    """Whether a training has written its last weights and evaluated them.
+
+    Raises:
+        OSError, ValueError: it has, but its config.yaml does not say after how many iterations.
+    """
     if not (folder / "model_final.pth").exists():
         return False
-    max_iter = load_config(folder / "config.yaml").train.max_iter
-    return has_evaluation(folder / METRICS_FILE, max_iter)
+    return has_evaluation(folder / METRICS_FILE, _max_iter(folder / "config.yaml"))
 
 
 def command_of(
@@ -103,17 +110,13 @@ def run_one_by_one(
         Exit codes by name of the runs that failed.
 
     Raises:
-        SystemExit: a signal has stopped the run, which has saved a checkpoint: the sweep ends with
-            its exit code.
+        SystemExit: a signal has come to us or stopped the run: the sweep ends, with the run's exit
+            code if that says whether a checkpoint is saved, else with 128 + the signal's number.
     """
     failed = {}
     for number, run in enumerate(runs, start=1):
         print(f"\n[{number}/{len(runs)}] {run.name}", flush=True)  # noqa: T201 (between its logs)
         code = _wait_for(command_of(run, output / run.name, train, options))
-        if code in (EXIT_STOPPED, EXIT_NOT_SAVED):
-            sys.exit(code)
-        if code == -signal.SIGINT:
-            sys.exit(128 + signal.SIGINT)
         if code:
             failed[run.name] = code
     return failed
@@ -145,7 +148,8 @@ def measure_alignment(runs: Sequence[Run], output: Path, measure: Sequence[str])
     """Have `measure`, the command `aligndetr alignment`, measure each finished run that it has not
     measured yet.
 
-    One that fails leaves its run without these numbers; its output says why.
+    One that fails leaves its run without these numbers; its output says why. A signal ends the
+    sweep, as in `run_one_by_one`.
     """
     for run in runs:
         folder = output / run.name
@@ -176,23 +180,47 @@ def _job(run: Run, folder: Path, train: Sequence[str], slurm: Slurm) -> Any:
 
 
 def _wait_for(command: list[str]) -> int:
-    """Run it with our output; it gets our signals, and decides when it ends."""
+    """Run it with our output; it gets our signals, and decides when it ends: its exit code.
+
+    Raises:
+        SystemExit: a signal has come to us or stopped it, so nothing may follow.
+    """
     process = subprocess.Popen(command)
-    earlier = {}
-    for number in STOP_SIGNALS:
-        # A terminal sends Ctrl-C to both of us.
-        is_shared = number == signal.SIGINT
+    received = []
 
-        def forward(number, _frame, is_shared=is_shared):
-            if not is_shared:
-                process.send_signal(number)
+    def forward(number, _frame):
+        received.append(number)
+        if number != signal.SIGINT:  # a terminal sends Ctrl-C to both of us
+            process.send_signal(number)
 
-        earlier[number] = signal.signal(number, forward)
+    earlier = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        return process.wait()
+        code = process.wait()
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+    if code in (EXIT_STOPPED, EXIT_NOT_SAVED):
+        sys.exit(code)
+    for number in STOP_SIGNALS:  # a process may end by it, or say so as a shell does
+        if number in received or code in (-number, 128 + number):
+            sys.exit(128 + number)
+    return code
+
+
+def _max_iter(path: Path) -> float:
+    """`train.max_iter` of a saved config, which may name classes that only its `.py` may build."""
+    try:
+        data = load_yaml(read_yaml_text(path))
+        cfg = OmegaConf.create(data if isinstance(data, dict) else {})
+        value = OmegaConf.select(cfg, "train.max_iter")  # may refer to another key
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(value, int | float):
+        raise ValueError(
+            f"{path}: `train.max_iter` is {value!r}, so whether the run is finished is unknown; "
+            "write its number of iterations there, or remove the folder to train it again"
+        )
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:

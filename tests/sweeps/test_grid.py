@@ -1,9 +1,11 @@
 """A sweep's runs: every combination once, under names that a folder can have."""
 
+import argparse
+
 import pytest
 
-from aligndetr.cli.parsing import config_file
-from aligndetr.sweeps import expand, expand_words
+from aligndetr.cli.parsing import config_file, move_overrides
+from aligndetr.sweeps import expand, expand_words, is_override
 
 DEMO = "projects/aligndetr/configs/aligndetr_demo.py"
 FINETUNE = "projects/aligndetr/configs/finetune.py"
@@ -59,6 +61,36 @@ def test_shipped_configs_go_by_their_names():
     assert [run.name for run in runs] == ["demo_1_dino", "aligndetr_k=2_r50_4scale_12ep"]
     with pytest.raises(ValueError, match="'demo_9' is no file and no shipped config"):
         expand_words(["demo_9"], config_file)
+
+
+PROB = "dataloader.train.mapper.augmentation[0].prob"
+
+
+def test_an_element_of_a_list_is_a_key():
+    (run,) = expand_words([DEMO, f"{PROB}=0.25"], config_file)
+    assert run.overrides == (f"{PROB}=0.25",)
+    runs = expand_words([f"{PROB}=0.25,0.75", DEMO], config_file)
+    assert [run.name for run in runs] == ["aligndetr_demo__prob=0.25", "aligndetr_demo__prob=0.75"]
+    assert runs[1].overrides == (f"{PROB}=0.75",)
+
+
+WORDS = [
+    ("train.seed=0,1", True),
+    ("dataloader.train.mapper.augmentation[2].angle=[0,90]", True),
+    ("dataloader.train.mapper.augmentation.2.angle=[0,90]", True),
+    ("model.criterion.match_num[0]=2", True),
+    ("aligndetr_k=2_r50_4scale_12ep", False),
+    ("configs/v1.2/k=2.py", False),
+    ("train.seed", False),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), WORDS)
+def test_a_sweep_and_the_other_programs_know_an_override_by_the_same_form(word, expected):
+    assert is_override(word) is expected
+    args = argparse.Namespace(input=["a.jpg", word], opts=[])
+    move_overrides(args, "input")
+    assert (args.opts == [word]) is expected
 
 
 def test_a_list_alone_is_one_value():

@@ -33,9 +33,15 @@ with open(folder.parent / "calls", "a") as calls:
     calls.write(f"{folder.name} {' '.join(sys.argv[1:4])}\\n")
 if seed == 7:
     sys.exit(3)
+if seed > 100:
+    sys.exit(seed)
+if seed < 0:
+    if seed != -signal.SIGKILL:
+        signal.signal(-seed, signal.SIG_DFL)
+    os.kill(os.getpid(), -seed)
 if seed == 8 and not (folder / "saved").exists():  # waits to be stopped, as ours does
     (folder / "saved").touch()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(int(os.environ.get("ENDS_WITH", 75))))
     (folder / "ready").touch()
     time.sleep(60)
 tau = float(options.get("model.criterion.tau", 1.5))
@@ -97,7 +103,14 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, train_net):
     assert "| aligndetr_demo | 1 of 2, exit code 3 | 17" in write_results(runs, tmp_path, failed)
 
 
-def test_a_signal_reaches_the_run_and_ends_the_sweep_and_the_next_call_goes_on(tmp_path, train_net):
+# 0 is that of a run that was at its end; 1 that of one that had no handler for signals yet.
+@pytest.mark.parametrize(
+    ("run_ends_with", "sweep_ends_with"), [(75, 75), (74, 74), (0, 143), (1, 143)]
+)
+def test_a_signal_reaches_the_run_and_ends_the_sweep_and_the_next_call_goes_on(
+    run_ends_with, sweep_ends_with, tmp_path, train_net, monkeypatch
+):
+    monkeypatch.setenv("ENDS_WITH", str(run_ends_with))
     runs = expand([DEMO], ["train.seed=8,1"])
     stopped, other = (tmp_path / run.name for run in runs)
 
@@ -109,11 +122,44 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep_and_the_next_call_goes_on(t
     threading.Thread(target=stop_when_ready, daemon=True).start()
     with pytest.raises(SystemExit) as end:
         run_one_by_one(prepare(runs, tmp_path), tmp_path, train_net)
-    assert end.value.code == 75
+    assert end.value.code == sweep_ends_with
     assert not other.joinpath("model_final.pth").exists()
     run_one_by_one(prepare(runs, tmp_path), tmp_path, train_net)
     assert is_finished(stopped)
     assert is_finished(other)
+
+
+@pytest.mark.parametrize(
+    ("run_ends_with", "sweep_ends_with"),
+    [(-15, 143), (143, 143), (-2, 130), (130, 130), (-10, 138)],
+)
+def test_a_run_that_a_signal_has_ended_is_the_last(
+    run_ends_with, sweep_ends_with, tmp_path, train_net
+):
+    runs = expand([DEMO], [f"train.seed={run_ends_with},1"])
+    with pytest.raises(SystemExit) as end:
+        run_one_by_one(prepare(runs, tmp_path), tmp_path, train_net)
+    assert end.value.code == sweep_ends_with
+    assert len(calls(tmp_path)) == 1
+
+
+def test_a_run_that_the_system_has_killed_is_not_the_last(tmp_path, train_net):
+    runs = expand([DEMO], ["train.seed=-9,1"])  # as where memory runs out
+    failed = run_one_by_one(prepare(runs, tmp_path), tmp_path, train_net)
+    assert failed == {"aligndetr_demo__seed=-9": -9}
+    assert is_finished(tmp_path / "aligndetr_demo__seed=1")
+
+
+def test_a_signal_ends_the_measuring_too(tmp_path, train_net):
+    runs = expand([DEMO], ["train.seed=1,2"])
+    run_one_by_one(prepare(runs, tmp_path), tmp_path, train_net)
+    ends = "open('measured', 'a').write('once '); raise SystemExit(143)"
+    program = tmp_path / "alignment.py"
+    program.write_text(ends.replace("measured", (tmp_path / "measured").as_posix()))
+    with pytest.raises(SystemExit) as end:
+        measure_alignment(runs, tmp_path, [sys.executable, str(program)])
+    assert end.value.code == 143
+    assert (tmp_path / "measured").read_text() == "once "
 
 
 def test_alignment_is_measured_once_and_stands_in_the_table(tmp_path, train_net):
@@ -145,6 +191,44 @@ def test_a_run_without_its_last_evaluation_is_not_finished(tmp_path, train_net):
     first, _ = (folder / "metrics.json").read_text().splitlines()
     (folder / "metrics.json").write_text(first + "\n")
     assert not is_finished(folder)
+
+
+@pytest.fixture
+def finished(tmp_path, train_net):
+    """The folder of a finished run."""
+    (run,) = expand([DEMO], ["train.seed=1"])
+    run_one_by_one(prepare([run], tmp_path), tmp_path, train_net)
+    return tmp_path / run.name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "train: {max_iter: 4, hooks: [{_target_: my_package.MyHook}]}",  # of a .py config
+        "train: {max_iter: '${schedule.length}'}\nschedule: {length: 4}",
+    ],
+)
+def test_a_config_is_asked_for_a_number_alone(finished, config):
+    (finished / "config.yaml").write_text(config)
+    assert is_finished(finished)
+    (finished / "config.yaml").write_text(config.replace("4", "8"))
+    assert not is_finished(finished)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("train: {}", "config.yaml: `train.max_iter` is None.*remove the folder"),
+        ("train: {max_iter: many}", "config.yaml: `train.max_iter` is 'many'"),
+        ("train: {max_iter: '${length}'}", "config.yaml: .*'length' not found"),
+        ("train: [", "config.yaml: while parsing"),
+        ("'train: {max_iter: 4}'", "config.yaml: `train.max_iter` is None"),
+    ],
+)
+def test_a_config_without_the_number_is_named(finished, config, message):
+    (finished / "config.yaml").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        is_finished(finished)
 
 
 def test_options_of_the_cluster():
