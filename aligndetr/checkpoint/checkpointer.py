@@ -203,8 +203,10 @@ class Checkpointer(FvcoreCheckpointer):
             )
 
     def get_checkpoint_file(self) -> str:
-        """Path of the newest checkpoint in `save_dir`: of those with a number, if no
-        `last_checkpoint` names it.
+        """Path of the newest checkpoint in `save_dir`.
+
+        If no `last_checkpoint` names it: the last of those with a number, or else model_best.pth,
+        which a run leaves that was killed after its first evaluation and before its first save.
 
         Raises:
             FileNotFoundError: there is none, or `last_checkpoint` names a file that is not there.
@@ -224,10 +226,12 @@ class Checkpointer(FvcoreCheckpointer):
     def _newest_numbered(self) -> str:
         folder = Path(self.save_dir)
         numbered = [path for path in folder.glob("model_*.pth") if _number(path) > -1]
+        numbered = numbered or [*folder.glob("model_best.pth")]
         if not numbered:
             raise FileNotFoundError(
-                f"{str(folder)!r} has neither `last_checkpoint` nor a model_NUMBER.pth. Write the "
-                "name of the checkpoint to go on from into a file `last_checkpoint` there."
+                f"{str(folder)!r} has neither `last_checkpoint` nor a model_NUMBER.pth nor a "
+                "model_best.pth. Write the name of the checkpoint to go on from into a file "
+                "`last_checkpoint` there."
             )
         newest = max(numbered, key=_number)
         logger.warning("%s has no `last_checkpoint`; taking %s", folder, newest.name)

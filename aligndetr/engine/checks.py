@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.layers import check_backend_name
+from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 
 from .gradients import check_clip_arguments
 from .length import FROM_DATA
@@ -156,6 +157,30 @@ def check_output_dir(output_dir: str, resume: bool) -> None:
 
 
 def has_checkpoints(output_dir: str) -> bool:
-    """True if a training has saved something in this folder."""
+    """True if a training has saved something in this folder; a fast_dev_run is none."""
+    return bool(_checkpoints(output_dir)) and not _is_rehearsal(output_dir)
+
+
+def remove_rehearsal(output_dir: str) -> None:
+    """Delete the checkpoints of a fast_dev_run, whose folder is free for the training itself."""
+    if _is_rehearsal(output_dir):
+        for path in _checkpoints(output_dir):
+            path.unlink(missing_ok=True)
+
+
+def _checkpoints(output_dir: str) -> list[Path]:
     folder = Path(output_dir)
-    return (folder / "last_checkpoint").exists() or any(folder.glob("model_*.pth"))
+    found = [path for suffix in ("pth", "safetensors") for path in folder.glob(f"model_*.{suffix}")]
+    return found + [path for path in [folder / "last_checkpoint"] if path.exists()]
+
+
+def _is_rehearsal(output_dir: str) -> bool:
+    """Whether the last run in this folder was a fast_dev_run."""
+    config_file = Path(output_dir) / "config.yaml"
+    if not config_file.is_file():
+        return False
+    try:
+        saved = load_yaml(read_yaml_text(config_file))
+    except ValueError:  # whoever wrote it, it is no fast_dev_run's
+        return False
+    return bool(OmegaConf.select(OmegaConf.create(saved), "train.fast_dev_run.enabled"))

@@ -88,11 +88,13 @@ class EvalHook(d2_hooks.EvalHook):
 
     def _do_eval(self) -> None:
         super()._do_eval()
+        before = self._best
         if comm.all_gather(self._is_best())[0]:
             # After the last step, `iter` counts one more.
             self._best["iteration"] = min(self.trainer.iter, self.trainer.max_iter - 1)
             extra = {"is_newest": False, BEST_KEY: self._best}
-            self._saver.save(BEST, self._best["iteration"], **extra)
+            if not self._saver.save(BEST, self._best["iteration"], **extra):
+                self._best = before  # so that the next that is better than the file is kept
 
     def _is_best(self) -> bool:
         """Note the results in `_best` if they are; False on other ranks."""

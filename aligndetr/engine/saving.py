@@ -11,7 +11,8 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from aligndetr.checkpoint import Checkpointer, CheckpointWriteError
+from aligndetr.checkpoint import Checkpointer, CheckpointWriteError, DamagedCheckpointError
+from aligndetr.checkpoint.reading import check_intact
 
 from .run_state import RUN_KEY, gather_run_state
 from .signals import EXIT_NOT_SAVED, EXIT_STOPPED, StopSignals, TrainingStopped
@@ -69,9 +70,16 @@ class SaveHook(HookBase):
             self._stop(stop, saved)
 
     def _is_final(self) -> bool:
-        """False if a run was killed between its last numbered checkpoint and model_final.pth."""
-        newest = Path(self._checkpointer.get_checkpoint_file()).name
-        return comm.all_gather(newest)[0] == "model_final.pth"
+        """False if a run was killed before it wrote model_final.pth, or that file is damaged."""
+        return comm.all_gather(comm.is_main_process() and self._has_whole_final())[0]
+
+    def _has_whole_final(self) -> bool:
+        newest = self._checkpointer.get_checkpoint_file()
+        try:
+            check_intact(newest)
+        except DamagedCheckpointError:
+            return False
+        return Path(newest).name == "model_final.pth"
 
     def stop_if_asked(self) -> None:
         """To be called on all ranks after what takes long; between two steps."""
@@ -128,7 +136,9 @@ class SaveHook(HookBase):
         saved = self.save(f"model_{iteration:07d}", iteration)
         if saved and comm.is_main_process() and self._max_to_keep is not None:
             numbered = Path(self._checkpointer.save_dir).glob("model_*.pth")
-            kept = sorted(path for path in numbered if path.stem[len("model_") :].isdigit())
+            number = {p: int(p.stem[6:]) for p in numbered if p.stem[6:].isdigit()}
+            # Those of later steps are of a course that was left, by a resume from an earlier one.
+            kept = sorted(number, key=lambda path: (number[path] <= iteration, number[path]))
             for path in kept[: -self._max_to_keep]:
                 _delete(path)
         return saved

@@ -32,6 +32,7 @@ from .checks import (
     check_parts,
     check_train_keys,
     has_checkpoints,
+    remove_rehearsal,
 )
 from .determinism import make_deterministic
 from .launch import check_machines
@@ -74,6 +75,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         logger.info("`train.max_iter` follows the data: %d iterations", cfg.train.max_iter)
     settle_seed(cfg, resume=args.resume)
     if comm.is_main_process() and not args.eval_only:
+        remove_rehearsal(output_dir)
         path = Path(output_dir) / "config.yaml"
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
@@ -172,6 +174,9 @@ def complete_config(cfg: DictConfig, args: argparse.Namespace) -> None:
     """
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
+        warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_iters")
+        if warmup is not None:
+            cfg.lr_multiplier.warmup_iters = min(warmup, FAST_DEV_RUN["max_iter"] // 2)
     names = dataset_class_names(cfg, train=not args.eval_only)
     if not names or "num_classes" not in cfg.model:
         return

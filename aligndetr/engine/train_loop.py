@@ -283,6 +283,12 @@ def _load(
     if resume:
         rest = checkpointer.load_newest()
         start_iter = trainer.iter + 1
+        if start_iter > cfg.train.max_iter:
+            raise ValueError(
+                f"the last checkpoint of `train.output_dir` (={cfg.train.output_dir!r}) has taken "
+                f"{start_iter} steps, but `train.max_iter` is {cfg.train.max_iter}; raise it, or "
+                "choose another train.output_dir"
+            )
     else:
         rest = checkpointer.load(cfg.train.init_checkpoint, checkpointables=[], strict=False)
     everywhere = comm.all_gather(start_iter)

@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import HookBase
 
 from aligndetr.checkpoint import Checkpointer, CheckpointError, read_checkpoint
-from aligndetr.engine import saving
+from aligndetr.engine import evaluating, saving
 from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED, TrainingStopped
 from tests.engine.resumable import ITERATIONS, recorded_losses, train_recorded
 
@@ -130,6 +130,32 @@ def test_the_best_checkpoint_is_that_of_the_highest_metric(whole):
     assert best["best_metric"]["name"] == "bbox/AP"
     assert f"{best['best_metric']['value']:.4f}" in lines
     assert best["iteration"] == best["best_metric"]["iteration"]
+
+
+def test_a_best_checkpoint_that_was_not_written_does_not_count(whole, tmp_path, monkeypatch):
+    """The second best is then the best that there is, and is kept."""
+    refused, write = [], Checkpointer.save
+
+    def refuses_the_first_best(self, name, **content):
+        if name == "model_best" and not refused:
+            refused.append(content["best_metric"]["value"])
+            raise saving.CheckpointWriteError("the disk is full")
+        write(self, name, **content)
+
+    monkeypatch.setattr(Checkpointer, "save", refuses_the_first_best)
+    monkeypatch.setattr(evaluating.EvalHook, "_is_best", lambda hook: note(hook))
+    values = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+
+    def note(hook):
+        value = next(values)
+        if value <= hook._best.get("value", -1):
+            return False
+        hook._best = {"name": "bbox/AP", "value": value}
+        return True
+
+    train_recorded(tmp_path)
+    assert refused == [0.5]
+    assert read_checkpoint(str(tmp_path / "model_best.pth"))["best_metric"]["value"] == 0.4
 
 
 def test_an_unknown_metric_is_named_and_does_not_end_the_run(tmp_path, caplog):

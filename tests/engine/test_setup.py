@@ -179,6 +179,13 @@ def test_fast_dev_run_is_short(cfg):
     assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.log_period) == (20, 10, 1)
 
 
+def test_a_fast_dev_run_has_a_warm_up_that_fits(cfg):
+    cfg.train.fast_dev_run.enabled = True
+    cfg.lr_multiplier = {"_target_": "aligndetr.engine.cosine_lr", "warmup_iters": 500}
+    complete_config(cfg, arguments())
+    assert cfg.lr_multiplier.warmup_iters < cfg.train.max_iter
+
+
 def test_resumed_run_gets_another_seed(cfg):
     assert rank_seed(cfg) == 3
     assert rank_seed(cfg, start_iter=100) != 3

@@ -233,6 +233,53 @@ def test_max_to_keep_counts_files_with_a_number_only(tmp_path):
                     "model_best.pth"}  # fmt: skip
 
 
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path):
+    train(tmp_path, max_iter=6, checkpointer={"period": 4, "max_to_keep": None})
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
+    with pytest.raises(ValueError, match=r"has taken 6 steps, but `train.max_iter` is 4; raise it"):
+        train(tmp_path, resume=True, max_iter=4)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "restarted job"])
+def test_a_training_takes_the_folder_of_its_fast_dev_run_and_none_of_its_weights(tmp_path, resume):
+    train(tmp_path, max_iter=4)
+    (tmp_path / "config.yaml").write_text("train: {fast_dev_run: {enabled: true}}")
+    train(tmp_path, max_iter=2, eval_period=0, resume=resume)
+    assert {path.name for path in tmp_path.glob("model_*")} == {
+        "model_final.pth", "model_final.safetensors", "model_best.pth"
+    }  # fmt: skip
+    for name in ("final", "best"):
+        assert read_checkpoint(str(tmp_path / f"model_{name}.pth"))["iteration"] == 1
+
+
+def test_a_run_killed_before_its_first_save_goes_on_from_its_best(tmp_path, caplog):
+    train(tmp_path, max_iter=4, checkpointer={"period": 0, "max_to_keep": None})
+    for name in ("model_final.pth", "last_checkpoint"):
+        (tmp_path / name).unlink()
+    best = read_checkpoint(str(tmp_path / "model_best.pth"))["iteration"]
+    train(tmp_path, max_iter=6, resume=True)
+    assert "taking model_best.pth" in caplog.text
+    assert best + 2 in [m["iteration"] for m in metrics(tmp_path)]
+
+
+def test_a_damaged_final_checkpoint_is_written_again(tmp_path):
+    train(tmp_path, max_iter=4, checkpointer={"period": 2, "max_to_keep": None})
+    final = tmp_path / "model_final.pth"
+    whole = read_checkpoint(str(final))["model"]
+    final.write_bytes(final.read_bytes()[:-1000])
+    train(tmp_path, max_iter=4, resume=True)
+    again = read_checkpoint(str(final))["model"]
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_after_going_back_the_files_of_the_course_that_was_left_go_first(tmp_path):
+    train(tmp_path, max_iter=8, checkpointer={"period": 2, "max_to_keep": None})
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    train(tmp_path, resume=True, max_iter=6, checkpointer={"period": 1, "max_to_keep": 1})
+    assert [path.name for path in tmp_path.glob("model_0*.pth")] == ["model_0000005.pth"]
+
+
 def test_lists_of_the_config_are_plain_in_the_optimizer():
     """Older versions of torch keep `betas` as they are given, and a checkpoint must hold them."""
 
