@@ -51,6 +51,9 @@ class OnnxDetector:
             boxes (N, 4), xyxy in pixels of the image as its EXIF orientation turns it; scores (N,)
             from high to low; class ids (N,), which index `class_names`.
         """
+        if image.mode.startswith(("I", "F")):  # convert("RGB") would cut it off at 255
+            name = getattr(image, "filename", "the image")
+            raise ValueError(f"{name} has more than 8 bits per channel; scale it to 0 ... 255")
         image = ImageOps.exif_transpose(image)
         pixels = self.prepare(image)
         boxes, scores, class_ids = (out[0] for out in self.session.run(None, {"images": pixels}))

@@ -27,7 +27,7 @@ MAX_TRIES = 20
 
 
 class CorruptImageError(DatasetError):
-    """One image is missing, broken, or of another size than its annotations say."""
+    """One image is missing, broken, of another size than its annotations say, or too deep."""
 
 
 class ReplaceCorruptImages:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .checks import DatasetError
 from .corrupt_images import CorruptImageError
-from .image_reading import PillowInput, decode, open_image
+from .image_reading import HighDepthError, PillowInput, decode, open_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
 # Transforms that leave boxes where they are, which to find out takes numpy several steps.
@@ -69,7 +69,8 @@ class DetrDatasetMapper:
             none empty), `gt_classes` (N,) int64, and `gt_masks` if `mask_on`; crowd left out.
 
         Raises:
-            CorruptImageError: the image is missing, broken, or of another size than the dict says.
+            CorruptImageError: the image is missing, broken, of another size than the dict says, or
+                of more than 8 bits per channel.
         """
         return self.map_image(_read_image(dataset_dict), dataset_dict)
 
@@ -139,6 +140,8 @@ def _read_image(dataset_dict: dict[str, Any]) -> Image.Image:
             f"{_describe(dataset_dict)} does not exist; restore the file or check the image "
             "folder (dataset.train_images, dataset.val_images)"
         ) from error
+    except HighDepthError as error:
+        raise CorruptImageError(f"{_describe(dataset_dict)} cannot be used: {error}") from error
     except Exception as error:  # broken bytes make Pillow's decoders raise almost anything
         raise CorruptImageError(
             f"{_describe(dataset_dict)} cannot be read ({type(error).__name__}: {error}); "

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .image_reading import read_image
+from .image_reading import HighDepthError, read_image
 
 MAX_BITS = 4
 """Of 64 bits that say where an image becomes brighter, so many may differ."""
@@ -33,6 +33,8 @@ def inspect_image(path: Path) -> ImagePrint | str:
     """The print of an image, decoded as for training; or what is wrong with the file."""
     try:
         image = read_image(path)
+    except HighDepthError as error:
+        return str(error)
     except Exception as error:  # broken bytes make Pillow's decoders raise almost anything
         return f"{type(error).__name__}: {error}"
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(int)

@@ -38,8 +38,15 @@ SIZE_IS_ENOUGH = (T.FixedSizeCrop, T.RandomCrop, T.RandomFlip, T.Resize, T.Resiz
 # parsed by other programs (PostScript by Ghostscript) or by hardly tested code.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
+HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes of more than 8 bits, which its conversion to RGB cuts off at 255."""
+
 MAX_PIXELS = 89_000_000
 """About 9400 x 9400, where Pillow begins to warn: decoded, 270 MB, and a few times that at work."""
+
+
+class HighDepthError(ValueError):
+    """An image has more than 8 bits per channel, of which nobody has said what they mean."""
 
 
 @contextmanager
@@ -65,6 +72,7 @@ def read_image(file_name: str | os.PathLike) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
+        HighDepthError: it has more than 8 bits per channel.
         Exception: the bytes are broken; Pillow's decoders raise almost anything.
     """
     with open_image(file_name) as image:
@@ -77,7 +85,16 @@ def decode(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image, in mode "RGB", turned as its EXIF orientation says."""
+    """Decode an opened image, in mode "RGB", turned as its EXIF orientation says.
+
+    Raises:
+        HighDepthError: its mode is one of the `HIGH_DEPTH_MODES`: it would come out all white.
+    """
+    if image.mode in HIGH_DEPTH_MODES:
+        raise HighDepthError(
+            f"it has more than 8 bits per channel (Pillow mode {image.mode!r}); scale its values "
+            "to 0 … 255 and save it with 8 bits"
+        )
     image = upright(image)
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy
 

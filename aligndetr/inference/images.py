@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from aligndetr.data.image_reading import FORMATS, MAX_PIXELS, open_formats, upright
+from aligndetr.data.image_reading import (
+    FORMATS,
+    HIGH_DEPTH_MODES,
+    MAX_PIXELS,
+    open_formats,
+    upright,
+)
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 MAX_TILED_PIXELS = 500_000_000
 """About 22000 x 22000. Predicted in tiles, an image is decoded once and copied in parts: 2 GB, or
 0.5 GB if it is grey."""
-
-HIGH_DEPTH_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-"""Pillow's modes of more than 8 bits, which its conversion to RGB cuts off at 255."""
 
 
 class ImageError(ValueError):

@@ -16,6 +16,7 @@ from omegaconf import ListConfig
 from PIL import Image
 
 from aligndetr.data import DatasetError, DetrDatasetMapper, register_dataset
+from aligndetr.data.corrupt_images import CorruptImageError
 from tests.data.coco_json import COCO_TINY
 
 WIDTH, HEIGHT = 40, 20
@@ -274,6 +275,19 @@ def test_broken_image_is_named(content, tmp_path):
     path.write_bytes(path.read_bytes()[:700] if content == "cut" else content)
     with pytest.raises(DatasetError, match=r"broken.jpg' \(image id 7\) cannot be read"):
         DetrDatasetMapper([], None)(entry)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_an_image_of_more_than_8_bits_is_refused(mode, tmp_path):
+    """Cut off at 255 it would be white, and the training go on."""
+    path = tmp_path / "deep.tif"
+    Image.new(mode, (WIDTH, HEIGHT), 3000).save(path)
+    assert Image.open(path).mode == mode
+    entry = {"file_name": str(path), "image_id": 7, "width": WIDTH, "height": HEIGHT}
+    with pytest.raises(CorruptImageError) as error:
+        DetrDatasetMapper([], None)(entry)
+    for part in ("deep.tif", "image id 7", "more than 8 bits per channel", "save it with 8"):
+        assert part in str(error.value)
 
 
 def test_other_size_than_the_json_says_names_both(entry):

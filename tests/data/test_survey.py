@@ -115,6 +115,17 @@ def test_a_file_that_cannot_be_decoded_is_found_unless_images_are_left_alone(tmp
     assert after(spoil, tmp_path, decode=False)[1] == []
 
 
+def test_an_image_of_more_than_8_bits_is_found(tmp_path):
+    def spoil(content):
+        deep = np.full((20, 40), 3000, np.uint16)
+        Image.fromarray(deep).save(tmp_path / "train" / "a.png")
+
+    found, findings = after(spoil, tmp_path)
+    (text,) = texts(findings, "error")
+    assert text.startswith("1 image files cannot be decoded: 'a.png' (it has more than 8 bits per")
+    write_data_report([found], findings, tmp_path / "report.html")  # without its picture
+
+
 def test_a_file_that_is_no_json_is_named(tmp_path):
     write_dataset(tmp_path, make_content()).write_text("{")
     assert "cannot be read" in texts(survey(tmp_path)[1], "error")[0]

@@ -87,6 +87,15 @@ def test_finds_what_the_predictor_finds(detector, predictor, tmp_path):
         np.testing.assert_array_equal(class_ids, expected.class_ids)
 
 
+def test_an_image_of_more_than_8_bits_is_refused(detector, tmp_path):
+    Image.fromarray(np.full((50, 40), 4095, np.uint16)).save(tmp_path / "deep.png")
+    with (
+        Image.open(tmp_path / "deep.png") as image,
+        pytest.raises(ValueError, match=r"deep.png has more than 8 bits"),
+    ):
+        detector(image)
+
+
 def test_another_onnx_file_is_named(example, tmp_path):
     import onnx
 
