@@ -45,6 +45,9 @@ MAX_SHOWN = 200
 MAX_SIDE = 1 << 31
 """Pixels; a number beyond is no length, and may be too large for floating point."""
 
+NUMBERS = ("iscrowd", "ignore", "area")
+"""What an annotation may lack, but which must be a number where it is there."""
+
 MAX_EXAMPLES = 5
 """How many of the entries at fault a message names."""
 
@@ -101,17 +104,26 @@ def check_image(image: dict[str, Any], json_file: Path) -> None:
 
 
 def check_box(annotation: dict[str, Any], json_file: Path) -> None:
-    """Raise for a box that is not four finite numbers."""
+    """Raise for a box that is not four finite numbers, or one of the `NUMBERS` that is none."""
     box = annotation["bbox"]
-    try:
-        is_box = len(box) == 4 and all(map(math.isfinite, box)) and bool not in map(type, box)
-    except (TypeError, OverflowError):
-        is_box = False
-    if not is_box:
+    if not (len(box) == 4 and all(map(_is_finite, box)) and bool not in map(type, box)):
         raise DatasetError(
             f"{describe(annotation['id'], annotation['image_id'])} in {str(json_file)!r} has bbox "
             f"{_shown(box)}; expected four finite numbers [x, y, width, height] in pixels"
         )
+    for key in NUMBERS:
+        if key in annotation and not _is_finite(annotation[key]):
+            raise DatasetError(
+                f"{describe(annotation['id'], annotation['image_id'])} in {str(json_file)!r} has "
+                f"{key}={_shown(annotation[key])}; write a number, or leave {key!r} out"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 def check_categories(

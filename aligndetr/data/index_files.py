@@ -26,8 +26,8 @@ from .checks import DatasetError, check_images_exist
 from .coco_index import BadIndexError, CocoIndex
 from .index_build import build_index
 
-FORMAT = "v2"
-"""Part of each index's name: another layout gets another one."""
+FORMAT = "v3"
+"""Part of each index's name: another layout, or stricter checks, get another one."""
 
 IMAGE_SAMPLE = 64
 """How many of the images, evenly spread, are looked for at each start after the first."""

@@ -88,6 +88,16 @@ SPOILED = {
         set_field("annotations", "bbox", [1, 2, float("nan"), 4]),
         ["annotation 11 of image 2", "nan", "finite"],
     ),
+    "area is nothing": (
+        set_field("annotations", "area", None),
+        ["annotation 11 of image 2", "area=None", "write a number, or leave 'area' out"],
+    ),
+    "area is text": (set_field("annotations", "area", "400"), ["image 2", "area='400'"]),
+    "area is not finite": (set_field("annotations", "area", float("inf")), ["area=inf"]),
+    "area is beyond floats": (set_field("annotations", "area", 10**400), ["area=1000"]),
+    "crowd is nothing": (set_field("annotations", "iscrowd", None), ["iscrowd=None", "number"]),
+    "crowd is text": (set_field("annotations", "iscrowd", "0"), ["iscrowd='0'", "number"]),
+    "ignore is text": (set_field("annotations", "ignore", "0"), ["ignore='0'", "number"]),
     "image id twice": (set_field("images", "id", 2), ["id 2 ", "twice in images"]),
     "annotation id twice": (set_field("annotations", "id", 12), ["id 12 ", "in annotations"]),
     "category id twice": (set_field("categories", "id", 7), ["id 7 ", "twice in categories"]),
@@ -152,8 +162,19 @@ def test_ids_of_images_are_of_one_type(check, tmp_path):
 
 def test_what_json_writes_for_a_number_that_is_none_is_read(check, tmp_path):
     content = make_content()
-    content["annotations"][0]["area"] = math.nan
+    content["annotations"][0]["score"] = math.nan
     assert check(write_json(tmp_path, content)).info.num_annotations == 3
+
+
+def test_what_converters_write_for_crowd_and_area_passes(check, tmp_path):
+    content = make_content()
+    first, second, third = content["annotations"]
+    first.update(iscrowd=False, area=31.5, ignore=0)
+    second.update(iscrowd=True, area=0)
+    third.pop("iscrowd")
+    index = check(write_json(tmp_path, content))
+    crowd = [[one[1] for one in index.annotations(row)] for row in range(2)]
+    assert crowd == [[0], [1, 0]]
 
 
 BOXES = {  # in an image of 40 x 20: (box, dropped, word of the message, None if there is none)

@@ -53,7 +53,7 @@ def random_content(num_images=60, num_annotations=500, seed=0):
             "bbox": numbers,
         }
         if draw.random() < 0.5:
-            annotation["iscrowd"] = draw.choice([0, 1, None])
+            annotation["iscrowd"] = draw.choice([0, 1, True])
         if draw.random() < 0.2:
             annotation["ignore"] = 1
         if draw.random() < 0.5:
