@@ -56,7 +56,7 @@ def yolo_as_coco(root: Path, split: str) -> tuple[Path, Path]:
         ({"file_name": str(image.relative_to(folder)), "id": str(image)} for image in images),
         folder,
     )
-    labels = [_label_file(image) for image in images]
+    labels = [_label_file(image, root) for image in images]
 
     def convert() -> dict[str, Any]:
         content: dict[str, Any] = {"images": [], "annotations": []}
@@ -83,6 +83,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise DatasetError(f"{str(path)!r} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise DatasetError(f"{str(path)!r} must hold keys and values: train, val and names")
+    if "kpt_shape" in settings:
+        raise DatasetError(
+            f"{str(path)!r} has `kpt_shape` (={settings['kpt_shape']!r}): its labels are poses, "
+            "whose numbers would be taken for polygons; export the data as boxes (detection)"
+        )
     return settings
 
 
@@ -152,7 +157,7 @@ def _exists(path: Path) -> bool:
 def _images_at(place: Path, root: Path) -> Iterator[Path]:
     """Of a folder, with all below it, or of a text file that lists them."""
     if place.is_dir():
-        yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        yield from _images_below(place)
         return
     for line in _read_text(place).splitlines():
         if line.strip():
@@ -162,6 +167,19 @@ def _images_at(place: Path, root: Path) -> Iterator[Path]:
                     f"{str(place)!r} lists {str(image)!r}, which is outside of {str(root)!r}"
                 )
             yield image
+
+
+def _images_below(place: Path) -> Iterator[Path]:
+    """Raises for a link to another folder: it may lead anywhere, also round in circles."""
+    for folder, subfolders, names in os.walk(place):
+        for path in (Path(folder, name) for name in subfolders):
+            if path.is_symlink():
+                raise DatasetError(
+                    f"{str(path)!r} is a link to a folder, behind which no image is looked for; "
+                    "name that folder in data.yaml, which may list several, or move it here"
+                )
+        paths = (Path(folder, name) for name in names)
+        yield from (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _read_text(path: Path) -> str:
@@ -178,12 +196,13 @@ def _read_text(path: Path) -> str:
         raise DatasetError(f"{str(path)!r} is not text: {error}") from error
 
 
-def _label_file(image: Path) -> Path:
-    """The last folder called images becomes labels; without one the labels lie beside."""
-    parts = list(image.with_suffix(".txt").parts)
+def _label_file(image: Path, root: Path) -> Path:
+    """The last folder called images below `root` becomes labels; without one the labels lie
+    beside."""
+    parts = list(image.relative_to(root).with_suffix(".txt").parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts)
+    return root.joinpath(*parts)
 
 
 def _image_size(path: Path) -> tuple[int, int]:

@@ -170,6 +170,48 @@ def test_labels_are_found_through_a_link(yolo, tmp_path):
     assert [len(record["annotations"]) for record in records] == [1, 1]
 
 
+def test_a_folder_called_images_above_the_data_is_none_of_theirs(small, tmp_path):
+    """Not even if there is a folder labels beside it, which holds something else."""
+    root = write_yolo(small, tmp_path / "images" / "set")
+    _, expected = load("train", root)
+    assert [len(record["annotations"]) for record in expected] == [1, 1]
+    for old, new in (("images/train", "photos"), ("images/val", "more")):  # labels lie beside
+        (root / old).rename(root / new)
+        for label in (root / old.replace("images", "labels")).glob("*.txt"):
+            label.rename(root / new / label.name)
+    change_yaml(root, train="photos", val="more")
+    foreign = tmp_path / "labels" / "set" / "photos"
+    foreign.mkdir(parents=True)
+    (foreign / "a.txt").write_text("0 0.5 0.5 1 1\n")
+    _, records = load("train", root)
+    assert list(map(objects, records)) == list(map(objects, expected))
+
+
+@pytest.mark.parametrize("target", ["photos", ".", "train/images"])
+def test_a_linked_folder_among_the_images_is_named(target, yolo):
+    """Its images would be missing; a link to a parent would have no end."""
+    (yolo / "photos").mkdir()
+    shutil.copy(yolo / "images" / "train" / "a.png", yolo / "photos" / "c.png")
+    (yolo / "images" / "train" / "more").symlink_to(yolo / target)
+    if target == "train/images":  # leads nowhere
+        assert len(load("train", yolo)[1]) == 2
+        return
+    with pytest.raises(DatasetError, match=r"images/train/more' is a link to a folder.* name that"):
+        register_dataset("train", root=str(yolo))
+    (yolo / "images" / "train" / "more").unlink()
+    change_yaml(yolo, train=["images/train", target])
+    assert len(load("train", yolo)[1]) == {"photos": 3, ".": 5}[target]
+
+
+def test_images_in_subfolders_and_in_capitals_are_found(yolo):
+    for folder in ("images", "labels"):
+        (yolo / folder / "train" / "x" / ".y").mkdir(parents=True)
+    (yolo / "images" / "train" / "a.png").rename(yolo / "images" / "train" / "x" / ".y" / "A.PNG")
+    (yolo / "labels" / "train" / "a.txt").rename(yolo / "labels" / "train" / "x" / ".y" / "A.txt")
+    _, records = load("train", yolo)
+    assert sorted(len(record["annotations"]) for record in records) == [1, 1]
+
+
 def test_perfect_results_score_100_through_the_evaluator(yolo, tmp_path):
     name = register_dataset("val", root=str(yolo))
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path), distributed=False)
@@ -208,6 +250,7 @@ def test_a_bad_label_is_named_with_file_and_line(label, message, yolo):
         ({"names": None}, "has no `names`"),
         ({"names": {1: "car", 2: "boat"}}, r"numbers \[1, 2\]; number the classes from 0"),
         ({"nc": 5}, "says nc=5, but lists 3 names"),
+        ({"kpt_shape": [17, 3]}, r"kpt_shape` \(=\[17, 3\]\): its labels are poses.* as boxes"),
         ({"train": None}, "does not say where the train images are; add `train`"),
         ({"train": "pictures"}, r"names 'pictures', but none of .*yolo/pictures'.* exists"),
         ({"train": "labels"}, "there is no image in 'labels', the `train` of"),
