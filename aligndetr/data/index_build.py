@@ -131,9 +131,7 @@ def _rank_images(content: CocoContent, json_file: Path) -> _Ranks:
         ) from None
     keys = np.fromiter((id_key(ids[i]) for i in order), np.int64, len(ids))
     by_key = np.argsort(keys).astype(np.int32)
-    # A size that is NaN in the json makes no box wrong.
-    sizes = np.where(np.isnan(content.image_sizes), np.inf, content.image_sizes)[order]
-    sizes = np.concatenate([sizes, np.full((1, 2), np.nan)])
+    sizes = np.concatenate([content.image_sizes[order], np.full((1, 2), np.nan)])
     ids.clear()  # the largest thing in memory, and of no more use
     return _Ranks(order, sizes, keys[by_key], by_key)
 
