@@ -6,10 +6,12 @@ from other servers, so it works without a network.
 
 import json
 import os
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ CSS = "#picture img {width: 100%; height: 100%; object-fit: contain}"
 KEPT_SECONDS = 3600
 """Uploaded images and written json files are removed after an hour."""
 
+PREFIX = "found-"
+"""How the names of our folders begin; what else lies beside them is not ours."""
+
 
 def choose(found: Detections, threshold: float, classes: Sequence[str]) -> Detections:
     """Those with at least this score and of one of these classes; no class means all of them."""
@@ -50,10 +55,20 @@ def write_json(found: Detections, folder: Path) -> Path:
     """COCO's results; the image id is the file's name."""
     assert found.file_name is not None, "the page predicts files"
     stem, name = Path(found.file_name).stem, os.path.basename(found.file_name)
+    _remove_old(folder)
     # A folder for each file: what another visitor downloads just now stays as it is.
-    path = Path(tempfile.mkdtemp(dir=folder)) / f"{stem}.json"
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder)) / f"{stem}.json"
     path.write_text(json.dumps(found.to_coco(name)), encoding="utf-8")
     return path
+
+
+def _remove_old(folder: Path) -> None:
+    """What `write_json` has written more than `KEPT_SECONDS` ago. Gradio's copy goes by itself."""
+    oldest = time.time() - KEPT_SECONDS
+    for written in folder.glob(f"{PREFIX}*"):
+        with suppress(FileNotFoundError):  # another thread was faster
+            if written.stat().st_mtime < oldest:
+                shutil.rmtree(written, ignore_errors=True)
 
 
 class Session:

@@ -1,8 +1,10 @@
 """The page: what it calls, and what a browser shows of it."""
 
 import json
+import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,14 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from aligndetr.app import open_page
-from aligndetr.app.page import COLUMNS, LOWEST_THRESHOLD, Session, choose, table_of
+from aligndetr.app.page import (
+    COLUMNS,
+    KEPT_SECONDS,
+    LOWEST_THRESHOLD,
+    Session,
+    choose,
+    table_of,
+)
 from aligndetr.data import DetrDatasetMapper
 from aligndetr.inference import Predictor
 from tests.browsing import needs_browser, open_browser, watch_errors
@@ -126,6 +135,19 @@ def test_an_image_that_is_gone_is_asked_for_again(session, photo, tmp_path):
     found, _ = session.predict(shutil.copy(photo, tmp_path / "copy.png"))
     (tmp_path / "copy.png").unlink()
     assert "give it again" in session.show(found, 0.3, [], "")[1]
+
+
+def test_json_files_of_an_hour_ago_are_removed_and_nothing_else(session, photo, tmp_path):
+    found, _ = session.predict(photo)
+    old, fresh = (Path(session.show(found, 0.3, [], "")[-1]) for _ in range(2))
+    others = tmp_path / "others"
+    others.mkdir()
+    for folder in (old.parent, others):
+        os.utime(folder, (0, time.time() - KEPT_SECONDS - 9))
+    os.utime(fresh.parent, (0, time.time() - KEPT_SECONDS + 60))
+    last = Path(session.show(found, 0.3, [], "")[-1])
+    assert set(tmp_path.iterdir()) == {fresh.parent, last.parent, others}
+    assert fresh.exists()
 
 
 def test_no_image_is_no_error(session):
