@@ -1,9 +1,14 @@
-"""Boxes on images, with class and score, legible on small tiles and in crowded scenes."""
+"""Boxes on images, with class and score, legible on small tiles and in crowded scenes.
+
+Texts may be in Latin, Greek or Cyrillic letters; Chinese, Japanese and Korean ones become empty
+boxes.
+"""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -111,13 +116,19 @@ def _draw_caption(
     taken: Sequence[Rectangle],
 ) -> Rectangle:
     """Returns where it stands."""
-    font = ImageFont.load_default(size=font_size)
+    font = _font(font_size)
     text_left, text_top, text_right, text_bottom = pen.textbbox((0, 0), caption, font=font)
     width, height = text_right - text_left + 4, text_bottom - text_top + 4
     x, y = place_caption(box, width, height, size, taken)
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
     pen.text((x + 2 - text_left, y + 2 - text_top), caption, font=font, fill=INK)
     return x, y, x + width, y + height
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: Pillow's own knows the letters of English only."""
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size)
 
 
 def place_caption(
@@ -207,8 +218,7 @@ def write_sheet(
     top = 48
     num_rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * cell_width, top + num_rows * cell_height), BACKGROUND)
-    heading_font = ImageFont.load_default(size=22)
-    ImageDraw.Draw(sheet).text((GAP, 12), heading, font=heading_font, fill=INK)
+    ImageDraw.Draw(sheet).text((GAP, 12), heading, font=_font(22), fill=INK)
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
         sheet.paste(picture, (column * cell_width + GAP, top + row * cell_height + GAP))
@@ -222,7 +232,7 @@ def put_side_by_side(pictures: Sequence[Image.Image], texts: Sequence[str]) -> I
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
     height = text_height + max(picture.height for picture in pictures)
     joined = Image.new("RGB", (width, height), BACKGROUND)
-    font = ImageFont.load_default(size=15)
+    font = _font(15)
     x = 0
     for picture, text in zip(pictures, texts, strict=True):
         line = Image.new("RGB", (picture.width, text_height), BACKGROUND)

@@ -15,6 +15,7 @@ from aligndetr.inference.drawing import (
     draw_boxes,
     draw_sheet,
     place_caption,
+    put_side_by_side,
 )
 from aligndetr.inference.predictions import (
     boxes_of_instances,
@@ -207,6 +208,25 @@ def test_captions_of_boxes_at_one_place_do_not_cover_each_other():
                  == color).all(-1).sum()  # fmt: skip
         # All of the caption's ground is seen, whatever the captions after it.
         assert (picture == color).all(-1).sum() >= (filled - frame) * 0.95
+
+
+def text_on_a_sheet(text, path):
+    draw_sheet([SheetRow("", grey_image(), boxes(), boxes())], path, text)
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(("one", "other"), [("ä", "ö"), ("ł", "ş"), ("д", "ж"), ("λ", "μ")])
+def test_letters_that_english_does_not_have_are_drawn(one, other, tmp_path):
+    """And not all as the box that stands for what a font lacks."""
+    ground = Image.new("RGB", (60, 40))
+    for draw in (
+        lambda text: np.asarray(draw_boxes(grey_image(), boxes([9, 9, 80, 50], captions=[text]))),
+        lambda text: np.asarray(put_side_by_side([ground], [text])),
+        lambda text: text_on_a_sheet(text, tmp_path / "sheet.png"),
+    ):
+        pictures = [draw(text * 3) for text in (one, other, "\U000f0000")]
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            assert not np.array_equal(pictures[i], pictures[j])
 
 
 def test_a_caption_that_must_cover_others_covers_as_little_as_can_be():
