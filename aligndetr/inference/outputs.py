@@ -87,23 +87,32 @@ def _writer(path: Path, files: Sequence[str]) -> AbstractContextManager[Write]:
 
 @contextmanager
 def _json_writer(path: Path) -> Iterator[Write]:
-    results: list[dict] = []
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        separator = ""
 
-    def write(found: Detections, origin: Origin) -> None:
-        if origin.frame is None:
-            results.extend(found.to_coco(origin.file))
-            return
-        place = {"file_name": origin.file, "frame": origin.frame}
-        results.extend(r | place for r in found.to_coco(f"{origin.file}#{origin.frame}"))
+        def write(found: Detections, origin: Origin) -> None:
+            nonlocal separator
+            if origin.frame is None:
+                results = found.to_coco(origin.file)
+            else:
+                place = {"file_name": origin.file, "frame": origin.frame}
+                results = [r | place for r in found.to_coco(f"{origin.file}#{origin.frame}")]
+            for result in results:  # none is kept: a camera may run for days
+                file.write(separator + json.dumps(result))
+                separator = ", "
 
-    with atomic_path(path) as temporary:
+        file.write("[")
         yield write
-        temporary.write_text(json.dumps(results), encoding="utf-8")
+        file.write("]")
 
 
 @contextmanager
 def _csv_writer(path: Path) -> Iterator[Write]:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        # The name of a file may be other than UTF-8, and is then written as it is.
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
 

@@ -1,6 +1,7 @@
 """Whole folders: which files are taken, what is written, and that a broken one stops nothing."""
 
 import csv
+import io
 import json
 import re
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from aligndetr.data import DetrDatasetMapper
 from aligndetr.inference import Predictor, find_inputs, predict_files
+from aligndetr.inference.outputs import Origin, open_output
 
 
 class Corner(torch.nn.Module):
@@ -90,6 +92,34 @@ def test_a_table(predictor, photos, tmp_path):
     assert names([row["file_name"] for row in rows], photos) == ["a.jpg", "b.png", "more/a.jpg"]
     assert [row["xmax"] for row in rows] == ["15.0", "10.0", "20.0"]
     assert {row["name"] for row in rows} == {"bus"}
+
+
+def test_detections_are_written_as_they_come_and_as_one_list(predictor, photos, tmp_path):
+    found = predictor(str(photos / "a.jpg"))
+    expected = []
+    with open_output(tmp_path / "out.json", ["film.mp4"]) as write:
+        for frame in range(300):
+            write(found, Origin("film.mp4", frame, 25.0))
+            expected += [
+                result | {"file_name": "film.mp4", "frame": frame}
+                for result in found.to_coco(f"film.mp4#{frame}")
+            ]
+        (growing,) = tmp_path.glob(".out.*/out.json")
+        # All but what Python keeps for the next write is on the disk.
+        assert growing.stat().st_size > len(json.dumps(expected)) - 2 * io.DEFAULT_BUFFER_SIZE > 0
+    assert (tmp_path / "out.json").read_text() == json.dumps(expected)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_a_file_name_that_is_not_utf8_is_written(predictor, photos, tmp_path, suffix):
+    found = predictor(str(photos / "a.jpg"))
+    name = b"gr\xfcn.png".decode(errors="surrogateescape")  # as Python reads it from a folder
+    with open_output(tmp_path / f"out.{suffix}", [name]) as write:
+        write(found, Origin(name))
+    if suffix == "json":
+        assert json.loads((tmp_path / "out.json").read_text())[0]["image_id"] == name
+    else:
+        assert b"\ngr\xfcn.png," in (tmp_path / "out.csv").read_bytes()
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(predictor, photos, tmp_path):
