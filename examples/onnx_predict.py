@@ -88,6 +88,9 @@ def main():
     args = parser.parse_args()
     try:
         detector = OnnxDetector(args.model)
+    except Exception as error:  # those of onnxruntime have nothing else in common
+        sys.exit(f"error: {args.model} cannot be used: {' '.join(str(error).split())}")
+    try:
         for path in args.images:
             with Image.open(path) as image:
                 found = detector(image, args.score_threshold)

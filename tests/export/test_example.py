@@ -107,3 +107,16 @@ def test_another_onnx_file_is_named(example, tmp_path):
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match="other.onnx was not written by AlignDETR"):
         example.OnnxDetector(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model"])
+def test_a_model_that_cannot_be_loaded_is_named_in_one_line(
+    example, tmp_path, monkeypatch, content
+):
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["onnx_predict.py", str(path), str(IMAGES[0])])
+    with pytest.raises(SystemExit, match=r"^error: .*model\.onnx cannot be used: .+") as end:
+        example.main()
+    assert "\n" not in end.value.code
