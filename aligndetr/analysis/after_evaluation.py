@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
-from .evaluations import RESULTS_FILE, data_of_config, read_evaluation
+from .evaluations import RESULTS_FILE, data_of_config, max_detections_of, read_evaluation
 from .report import REPORT_FILE, write_report
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def _write(cfg: DictConfig, since: float) -> Path | None:
         logger.info("No report: the evaluator has left no %s", RESULTS_FILE)
         return None
     name = results.parent.name + (" (averaged weights)" if cfg.train.model_ema.enabled else "")
-    write_report(read_evaluation(name, results, *data_of_config(cfg)), folder)
+    data = *data_of_config(cfg), max_detections_of(cfg)
+    write_report(read_evaluation(name, results, *data), folder)
     page = results.with_name(REPORT_FILE)
     logger.info("What AP is lost to, curves, best and worst images: %s", page)
     return page

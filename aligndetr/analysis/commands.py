@@ -18,7 +18,7 @@ from aligndetr.utils.numbers import without_nan
 
 from .charts import alignment_chart
 from .compare import compare_runs, read_runs, write_comparison
-from .evaluations import RESULTS_FILE, data_of_config, read_evaluation
+from .evaluations import RESULTS_FILE, data_of_config, max_detections_of, read_evaluation
 from .report import REPORT_FILE, write_report
 from .runs import config_of_checkpoint, evaluate_layers, evaluation_of_run
 
@@ -75,7 +75,7 @@ def report_of(
         cfg = config_of_checkpoint(source, config_file, opts, device)
         output = Path(output or source.with_name(f"{source.stem}_report"))
         layers = evaluate_layers(cfg, output)
-        data = data_of_config(cfg)
+        data = *data_of_config(cfg), max_detections_of(cfg)
         name = f"{source.parent.name}/{source.stem}"
         evaluation = read_evaluation(name, output / RESULTS_FILE, *data)
     content = write_report(evaluation, output, layers)

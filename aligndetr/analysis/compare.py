@@ -152,7 +152,7 @@ def _read_run(name: str, folder: Path, ground_truth: str | os.PathLike | None) -
     matches = None
     if files[RESULTS_FILE]:
         evaluation = evaluation_of_run(folder, ground_truth)
-        matches = match_boxes(evaluation.truth, evaluation.results)
+        matches = match_boxes(evaluation.truth, evaluation.results, evaluation.max_detections)
     return Run(
         name=name,
         folder=folder,

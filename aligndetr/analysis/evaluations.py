@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,19 @@ from typing import Any
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from aligndetr.evaluation.box_ap import GroundTruth
+from aligndetr.data.checks import (
+    FIELDS,
+    check_box,
+    check_categories,
+    check_entry,
+    check_lists,
+    describe,
+    repeated_id_error,
+)
+from aligndetr.data.errors import DatasetError
+from aligndetr.evaluation.box_ap import COCO_MAX_DETECTIONS, GroundTruth, limit_on_detections
 
 RESULTS_FILE = "coco_instances_results.json"
 RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
@@ -33,6 +45,8 @@ class Evaluation:
     """None where the images are not at hand."""
     results: list[dict[str, Any]]
     """In COCO's format, in any order."""
+    max_detections: int = COCO_MAX_DETECTIONS
+    """Of an image and class: those of the highest scores count."""
 
 
 def read_evaluation(
@@ -40,8 +54,16 @@ def read_evaluation(
     results_file: str | os.PathLike,
     ground_truth: str | os.PathLike,
     image_root: str | os.PathLike | None = None,
+    max_detections: int = COCO_MAX_DETECTIONS,
 ) -> Evaluation:
     """Read COCO's results, or what `aligndetr predict` writes, and the annotations.
+
+    Args:
+        name: for titles.
+        results_file: a list of detections.
+        ground_truth: a COCO json.
+        image_root: the folder that `file_name` in it starts from, for pictures.
+        max_detections: of an image and class that count, see `max_detections_of`.
 
     Raises:
         OSError: a file cannot be read.
@@ -57,13 +79,10 @@ def read_evaluation(
         )
     if not results:
         raise ValueError(f"{os.fspath(results_file)!r} holds no detection to evaluate")
+    for position, result in enumerate(results):
+        _check_result(result, position, results_file)
     content = _read_json(ground_truth)
-    missing = {"images", "annotations", "categories"} - set(content)
-    if missing:
-        raise ValueError(
-            f"{os.fspath(ground_truth)!r} has no {sorted(missing)[0]!r}; give a COCO json with "
-            "images, annotations and categories"
-        )
+    _check_ground_truth(content, Path(ground_truth))
     truth = GroundTruth.from_content(content, source=str(ground_truth))
     categories = {category["id"]: category["name"] for category in content["categories"]}
     files = {truth.number_of[image["id"]]: image["file_name"] for image in content["images"]}
@@ -74,6 +93,7 @@ def read_evaluation(
         file_names=[files[number] for number in range(len(files))],
         image_root=None if image_root is None else Path(image_root),
         results=results,
+        max_detections=max_detections,
     )
     return of_data_set(evaluation)
 
@@ -95,6 +115,15 @@ def data_of_config(cfg: DictConfig) -> tuple[str, str | None]:
     if not hasattr(metadata, "json_file"):
         raise ValueError(f"data set {name!r} has no json; give the ground truth: --ground-truth")
     return PathManager.get_local_path(metadata.json_file), metadata.get("image_root")
+
+
+def max_detections_of(cfg: DictConfig) -> int:
+    """How many detections of an image and class a config's evaluator counts.
+
+    Raises:
+        ValueError: so few that there is no recall at 10 of them.
+    """
+    return limit_on_detections(OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image"))
 
 
 def of_data_set(evaluation: Evaluation) -> Evaluation:
@@ -145,6 +174,62 @@ def _category(class_id: int, category_ids: Sequence[int]) -> int:
             "classes; they must be of one data set"
         )
     return category_ids[class_id]
+
+
+def _check_result(result: dict[str, Any], position: int, path: str | os.PathLike) -> None:
+    expected = {
+        "image_id": ("a number or a text", isinstance(result["image_id"], (int, str))),
+        "category_id": ("a whole number", isinstance(result["category_id"], int)),
+        "bbox": (
+            "four finite numbers [x, y, width, height] in pixels",
+            isinstance(result["bbox"], list)
+            and len(result["bbox"]) == 4
+            and all(map(_is_finite, result["bbox"])),
+        ),
+        "score": ("a finite number", _is_finite(result["score"])),
+    }
+    for key, (description, is_met) in expected.items():
+        if not is_met:
+            raise ValueError(
+                f"detection [{position}] of {os.fspath(path)!r} has {key} "
+                f"{reprlib.repr(result[key])}; expected {description}"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
+
+
+def _check_ground_truth(content: Any, path: Path) -> None:
+    """As a data set is checked before a training; sizes and files of images are not looked at.
+
+    Raises:
+        DatasetError: it cannot be evaluated with.
+    """
+    if not isinstance(content, dict):
+        raise DatasetError(
+            f"{str(path)!r} holds a {type(content).__name__}, as results do; the ground truth is a "
+            f"COCO json with {', '.join(FIELDS)}"
+        )
+    lists = {key: len(value) for key, value in content.items() if isinstance(value, list)}
+    check_lists(lists, content, path)
+    for key in FIELDS:
+        ids = set()
+        for position, entry in enumerate(content[key]):
+            check_entry(entry, key, position, path)
+            # Nothing here goes by an annotation's id.
+            if entry["id"] in ids and key != "annotations":
+                raise repeated_id_error(entry["id"], key, path)
+            ids.add(entry["id"])
+    first_uses: dict[int, str] = {}
+    for annotation in content["annotations"]:
+        check_box(annotation, path)
+        where = describe(annotation["id"], annotation["image_id"])
+        first_uses.setdefault(annotation["category_id"], where)
+    check_categories(first_uses, (category["id"] for category in content["categories"]), path)
 
 
 def _read_json(path: str | os.PathLike) -> Any:

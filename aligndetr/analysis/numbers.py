@@ -21,11 +21,6 @@ from aligndetr.utils.numbers import without_nan
 from .evaluations import Evaluation
 from .judged_images import judge_images
 
-METRICS = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
-    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
-)
-"""In the order of COCO's summary."""
 AP75 = 5  # place of the IoU threshold 0.75
 MAX_CONFUSIONS = 20
 
@@ -42,7 +37,7 @@ def analyse(
         What the json holds (percent for AP and AR, shares in [0, 1] for the rest, None for what
         has no value); the matches; the alignment, `layers` if it was given.
     """
-    matches = match_boxes(evaluation.truth, evaluation.results)
+    matches = match_boxes(evaluation.truth, evaluation.results, evaluation.max_detections)
     layers = layers or {"detections": _alignment_of_detections(evaluation, matches)}
     point = best_f1(matches)
     score = 0.0 if np.isnan(point.score) else point.score
@@ -61,9 +56,11 @@ def analyse(
     return without_nan(content), matches, layers
 
 
-def metrics_of(stats: np.ndarray) -> dict[str, float]:
-    """COCO's twelve, in percent; NaN where COCO says -1."""
-    return dict(zip(METRICS, _percent(stats).tolist(), strict=True))
+def metrics_of(stats: np.ndarray, max_detections: int) -> dict[str, float]:
+    """COCO's twelve in the order of its summary, in percent; NaN where COCO says -1."""
+    precisions = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    recalls = ("AR1", "AR10", f"AR{max_detections}", "ARs", "ARm", "ARl")
+    return dict(zip(precisions + recalls, _percent(stats).tolist(), strict=True))
 
 
 def _coco(evaluation: Evaluation) -> dict[str, Any]:
@@ -71,7 +68,9 @@ def _coco(evaluation: Evaluation) -> dict[str, Any]:
     # It numbers the results' images in place.
     results = [dict(result) for result in evaluation.results]
     with contextlib.redirect_stdout(io.StringIO()):
-        summary = evaluate_boxes(evaluation.truth, results)
+        summary = evaluate_boxes(
+            evaluation.truth, results, max_detections=evaluation.max_detections
+        )
     precision = _percent(summary.eval["precision"][..., -1])  # (T, R, K, A)
     recall = _percent(summary.eval["recall"][..., -1])  # (T, K, A)
     areas = ("all", *SIZES)
@@ -95,7 +94,7 @@ def _coco(evaluation: Evaluation) -> dict[str, Any]:
         }
         by_class.append(row(name, label, 0) | sizes)
     return {
-        "metrics": metrics_of(summary.stats),
+        "metrics": metrics_of(summary.stats, evaluation.max_detections),
         "sizes": [row(name, slice(None), area) for area, name in enumerate(areas)],
         "classes": by_class,
         "curves": {

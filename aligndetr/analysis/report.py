@@ -17,7 +17,7 @@ from .charts import alignment_chart, as_picture, confusion_chart, curve_chart, e
 from .evaluations import Evaluation
 from .image_pictures import draw_image
 from .judged_images import judge_images
-from .numbers import METRICS, analyse
+from .numbers import analyse
 
 REPORT_FILE = "report.html"
 NUMBERS_FILE = "report.json"
@@ -66,10 +66,10 @@ def _parts(
     max_pictures: int,
 ) -> Iterator[str]:
     yield table(
-        ["images", "objects", "detections", *METRICS],
+        ["images", "objects", "detections", *content["metrics"]],
         [
             [number_cell(content, key) for key in ("images", "objects", "detections")]
-            + [number_cell(content, f"metrics.{name}") for name in METRICS]
+            + [number_cell(content, f"metrics.{name}") for name in content["metrics"]]
         ],
     )
     yield from _sizes_and_classes(content)

@@ -1,6 +1,7 @@
 """The folder of a run, and a checkpoint, as things to evaluate."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,10 +16,19 @@ from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine import check_run, load_trained
 from aligndetr.evaluation import AlignmentEvaluator, COCOEvaluator, evaluate
 from aligndetr.evaluation.alignment import Alignment
+from aligndetr.evaluation.box_ap import COCO_MAX_DETECTIONS
 from aligndetr.inference.restoring import choose_device, find_config
 from aligndetr.layers import set_default_backend
 
-from .evaluations import RESULTS_FILE, Evaluation, data_of_config, read_evaluation
+from .evaluations import (
+    RESULTS_FILE,
+    Evaluation,
+    data_of_config,
+    max_detections_of,
+    read_evaluation,
+)
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 
@@ -32,7 +42,8 @@ def evaluation_of_run(
 
     Args:
         folder: a `train.output_dir`, with coco_instances_results.json and config.yaml.
-        ground_truth, image_root: in place of what the config names.
+        ground_truth, image_root: in place of what the config names; with the former, the config
+            may be missing.
 
     Raises:
         FileNotFoundError: the folder has no results, or no config where one is needed.
@@ -45,10 +56,30 @@ def evaluation_of_run(
             f"{str(folder)!r} has no {RESULTS_FILE}: name the output_dir of a run that has been "
             "evaluated, or a checkpoint"
         )
+    name = folder.name or str(folder)
     if ground_truth is None:
-        ground_truth, found_root = data_of_config(load_config(folder / CONFIG_FILE))
+        cfg = load_config(folder / CONFIG_FILE)
+        ground_truth, found_root = data_of_config(cfg)
         image_root = image_root or found_root
-    return read_evaluation(folder.name or str(folder), results, ground_truth, image_root)
+        limit = max_detections_of(cfg)
+    else:
+        limit = _limit_beside(folder)
+    return read_evaluation(name, results, ground_truth, image_root, limit)
+
+
+def _limit_beside(folder: Path) -> int:
+    """`max_detections_of` a folder's config, as far as there is one that can be read."""
+    try:
+        return max_detections_of(load_config(folder / CONFIG_FILE))
+    except FileNotFoundError:
+        return COCO_MAX_DETECTIONS
+    except ValueError as error:  # of classes that only its .py file may name, for example
+        logger.warning(
+            "%d detections of an image and class count; what the run counted is not known: %s",
+            COCO_MAX_DETECTIONS,
+            error,
+        )
+        return COCO_MAX_DETECTIONS
 
 
 def config_of_checkpoint(
@@ -90,7 +121,8 @@ def evaluate_layers(cfg: DictConfig, output_dir: str | os.PathLike) -> Mapping[s
     model.to(cfg.train.device)
     name = instantiate(cfg.dataloader.evaluator.dataset_name)
     alignment = AlignmentEvaluator(name, output_dir=str(output_dir))
-    boxes = COCOEvaluator(name, output_dir=str(output_dir))
+    limit = max_detections_of(cfg)
+    boxes = COCOEvaluator(name, output_dir=str(output_dir), max_dets_per_image=limit)
     all_layers = getattr(model, "all_layers", contextlib.nullcontext)
     with all_layers():
         evaluate(model, instantiate(cfg.dataloader.test), DatasetEvaluators([boxes, alignment]))

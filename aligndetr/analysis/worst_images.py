@@ -41,7 +41,7 @@ def write_worst_images(
         raise ValueError("the folder of the images is not known; give it by --images")
     if count < 1 or not (score is None or 0 <= score <= 1):
         raise ValueError(f"count (={count}) must be at least 1 and score (={score}) in [0, 1]")
-    matches = match_boxes(evaluation.truth, evaluation.results)
+    matches = match_boxes(evaluation.truth, evaluation.results, evaluation.max_detections)
     if score is None:
         score = best_f1(matches).score
         score = 0.0 if np.isnan(score) else score  # nothing was found: all detections are wrong

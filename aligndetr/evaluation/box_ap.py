@@ -24,6 +24,12 @@ from pycocotools.cocoeval import COCOeval, Params
 
 logger = logging.getLogger(__name__)
 
+COCO_MAX_DETECTIONS = 100
+"""How many detections of an image and class count where nothing else is said."""
+
+LEAST_MAX_DETECTIONS = 10
+"""COCO's summary has the recall at 1 and 10 detections as well; the limit is the highest."""
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -50,7 +56,10 @@ class GroundTruth:
     def from_content(cls, content: dict[str, list[dict]], source: str) -> "GroundTruth":
         """From a COCO json that was read from `source`; a missing `area` is that of the box, a
         missing `iscrowd` is 0. `content` is left as it is."""
-        ids = sorted({image["id"] for image in content["images"]})
+        ids = sorted(
+            {image["id"] for image in content["images"]},
+            key=lambda image_id: (isinstance(image_id, str), image_id),  # of both kinds: texts last
+        )
         number_of = {image_id: number for number, image_id in enumerate(ids)}
         annotations = content.get("annotations", [])
         if any(annotation["id"] == 0 for annotation in annotations):
@@ -101,11 +110,28 @@ class GroundTruth:
         return sorted({self.number_of[image_id] for image_id in image_ids})
 
 
+def limit_on_detections(max_dets_per_image: Any) -> int:
+    """The value of a config as a limit for `evaluate_boxes`; None is COCO's.
+
+    Raises:
+        ValueError: it is no limit that can be counted by.
+    """
+    if max_dets_per_image is None:
+        return COCO_MAX_DETECTIONS
+    if type(max_dets_per_image) is not int or max_dets_per_image < LEAST_MAX_DETECTIONS:
+        raise ValueError(
+            f"`max_dets_per_image` (={max_dets_per_image!r}) must be a whole number from "
+            f"{LEAST_MAX_DETECTIONS} on, because recall is measured at 1 and 10 detections as "
+            "well; for COCO's 100 set dataloader.evaluator.max_dets_per_image=null"
+        )
+    return max_dets_per_image
+
+
 def evaluate_boxes(
     truth: GroundTruth,
     results: list[dict[str, Any]],
     image_ids: Sequence | None = None,
-    max_detections: int = 100,
+    max_detections: int = COCO_MAX_DETECTIONS,
     fast: bool = True,
 ) -> COCOeval:
     """Evaluate detections. The summary is printed in the lines of pycocotools.
@@ -115,7 +141,8 @@ def evaluate_boxes(
         results: at least one, in COCO's format (image_id, category_id, bbox in XYWH pixels,
             score), all finite if `fast`. Completed in place: afterwards `image_id` is a number.
         image_ids: count these images only. None: all.
-        max_detections: the third of the limits 1, 10, 100 on detections per image and class.
+        max_detections: the third of the limits 1, 10, 100 on detections per image and class, not
+            below `LEAST_MAX_DETECTIONS`.
         fast: False leaves the work to pycocotools.
 
     Returns:
@@ -126,8 +153,9 @@ def evaluate_boxes(
     Raises:
         ValueError: an image that `truth` does not have.
     """
+    assert max_detections >= LEAST_MAX_DETECTIONS, max_detections
     params = Params(iouType="bbox")
-    params.maxDets = sorted([1, 10, max_detections])
+    params.maxDets = [1, LEAST_MAX_DETECTIONS, max_detections]
     params.catIds = truth.category_ids
     params.imgIds = truth.numbers(image_ids)
     truth.numbers({result["image_id"] for result in results})

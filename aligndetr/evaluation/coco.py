@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from aligndetr.utils.files import atomic_path
 
-from .box_ap import GroundTruth, evaluate_boxes, paused_gc
+from .box_ap import GroundTruth, evaluate_boxes, limit_on_detections, paused_gc
 from .detections import Detections
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         tasks: None or ("bbox",).
         distributed: gather the detections of all ranks; only the main process has results.
         output_dir: where "coco_instances_results.json" goes; None: nowhere.
-        max_dets_per_image: detections that count per image and class. None: COCO's 100.
+        max_dets_per_image: detections that count per image and class, 10 or more. None: COCO's 100.
         use_fast_impl: False leaves the work to pycocotools.
         allow_cached_coco: trust a json that an earlier run made from a data set's records.
     """
@@ -53,6 +53,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         # Not super().__init__, which reads the json; `_derive_coco_results` is what we inherit.
         if tasks is not None and tuple(tasks) != ("bbox",):
             raise ValueError(f"`tasks` (={tasks!r}) must be None or ('bbox',); {ONLY_BOXES}")
+        self._max_detections = limit_on_detections(max_dets_per_image)
         self._logger = logger
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
@@ -63,7 +64,6 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
             )
         self._distributed = distributed
         self._output_dir = output_dir
-        self._max_detections = 100 if max_dets_per_image is None else max_dets_per_image
         self._use_fast_impl = use_fast_impl
         self._allow_cached_coco = allow_cached_coco
         self._truth: GroundTruth | None = None

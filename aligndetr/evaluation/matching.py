@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .box_ap import GroundTruth
+from .box_ap import COCO_MAX_DETECTIONS, GroundTruth
 from .objects import ImageObjects, objects_by_image
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -78,7 +78,9 @@ class Matches:
 
 
 def match_boxes(
-    truth: GroundTruth, results: Sequence[dict[str, Any]], max_detections: int = 100
+    truth: GroundTruth,
+    results: Sequence[dict[str, Any]],
+    max_detections: int = COCO_MAX_DETECTIONS,
 ) -> Matches:
     """Match detections to objects at each of `IOU_THRESHOLDS`.
 

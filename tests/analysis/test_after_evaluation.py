@@ -52,6 +52,12 @@ def test_page_and_numbers_lie_beside_the_results(cfg, tmp_path):
     assert (content["name"], content["objects"]) == ("run", 4)
 
 
+def test_as_many_detections_count_as_the_evaluator_has_counted(cfg, tmp_path):
+    cfg.dataloader.evaluator.max_dets_per_image = 300
+    report_of_finished_run(cfg, time.time() - 60)
+    assert "AR300" in json.loads((tmp_path / "run/report.json").read_text())["metrics"]
+
+
 def test_averaged_weights_are_evaluated_last_and_named(cfg, tmp_path):
     cfg.train.model_ema.enabled = True
     report_of_finished_run(cfg, time.time() - 60)

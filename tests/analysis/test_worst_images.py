@@ -137,6 +137,17 @@ def test_the_tool_prints_what_it_draws(tmp_path, monkeypatch, capsys):
     ]
 
 
+def test_as_many_detections_are_judged_as_the_run_counts(evaluation, tmp_path):
+    only = dataclasses.replace(evaluation, max_detections=1)
+    _, written = write_worst_images(only, tmp_path / "worst", score=0.0, edge=50)
+    assert judged_of(written, 0) == (1, 0, 0)  # of the cats in image 1 the first alone
+
+
+def judged_of(written, number):
+    (image,) = (judged for _, judged in written if judged.number == number)
+    return image.true, image.false, image.missed
+
+
 def test_nothing_found_is_worst_everywhere(evaluation, tmp_path):
     wrong = [{"image_id": 3, "category_id": DOG, "bbox": [1, 1, 2, 2], "score": 0.5}]
     only = dataclasses.replace(evaluation, results=wrong)

@@ -124,6 +124,17 @@ def test_some_images_only(tmp_path):
     assert ours.stats[0] != we_say(content, results, tmp_path).stats[0]
 
 
+def test_ids_may_be_numbers_and_texts_in_one_file(tmp_path):
+    content, detections = make_world(3)
+    plain = we_say(content, coco_results(detections), tmp_path)
+    last = max(image["id"] for image in content["images"])  # 2 and "1" would be in this order too
+    for entry in (*content["images"], *content["annotations"]):
+        key = "image_id" if "image_id" in entry else "id"
+        entry[key] = "1" if entry[key] == last else entry[key]
+    named = [("1" if d[0] == last else d[0], *d[1:]) for d in detections]
+    assert_equal_to_the_last_bit(we_say(content, coco_results(named), tmp_path), plain)
+
+
 def test_ids_may_be_texts_and_annotations_in_any_order(tmp_path):
     names = ["c", "a", "aa", "B", "10", "9", "é"]
     content, detections = make_world(4, image_ids=names)

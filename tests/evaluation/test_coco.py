@@ -67,6 +67,14 @@ def test_options_give_detectron2s_numbers(options, world):
     )
 
 
+@pytest.mark.parametrize("limit", [9, 0, -1, 100.0, "100", True])
+def test_a_limit_that_would_not_be_counted_is_refused(limit, world):
+    with pytest.raises(
+        ValueError, match=rf"`max_dets_per_image` \(={limit!r}\).* from 10 on, .*=null"
+    ):
+        COCOEvaluator(world[2], max_dets_per_image=limit)
+
+
 def test_some_images_only_as_in_a_fast_dev_run(world):
     content, detections, name = world
     some = [image["id"] for image in content["images"][:2]]
