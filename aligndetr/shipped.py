@@ -1,13 +1,25 @@
-"""The experiments that are shipped, by their bare names. Imports nothing heavy.
+"""Words of a command line: the experiments that are shipped, by their bare names, and overrides.
+
+Imports nothing heavy.
 
 In a clone and in an installed wheel, `projects` lies beside `aligndetr`.
 """
 
 import os
+import re
 from pathlib import Path
 
 PROJECTS = Path(__file__).resolve().parents[1] / "projects"
 CONFIGS = [PROJECTS / name / "configs" for name in ("aligndetr", "align_dab_detr")]
+
+# Keys have dots or indices, which the names of shipped configs (`aligndetr_k=2_r50_4scale_12ep`)
+# have not.
+_OVERRIDE = re.compile(r"\w+(\.\w+|\[\d+\])+=")
+
+
+def is_override(word: str) -> bool:
+    """Whether a word has the form of `train.device=cpu` or `a.list[0]=1`."""
+    return _OVERRIDE.match(word) is not None
 
 
 def find_config(name: str | os.PathLike) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from aligndetr.shipped import find_config
+from aligndetr.shipped import find_config, is_override
 
 if TYPE_CHECKING:
     from aligndetr.inference import Predictor
@@ -68,11 +68,7 @@ def move_overrides(args: argparse.Namespace, option: str) -> None:
     A word is an override if it is of the form `train.device=cpu`, and no file has that name.
     """
     words = getattr(args, option) or []
-    overrides = [word for word in words if "=" in word and not os.path.exists(word)]
-    if overrides:
-        from aligndetr.sweeps import is_override  # imports torch
-
-        overrides = [word for word in overrides if is_override(word)]
+    overrides = [word for word in words if is_override(word) and not os.path.exists(word)]
     setattr(args, option, [word for word in words if word not in overrides])
     args.opts = [*args.opts, *overrides]
 

@@ -1,4 +1,5 @@
-"""Building blocks: tensors in, tensors out. Import torch and `aligndetr.utils`, nothing else."""
+"""Building blocks: tensors in, tensors out. They know torch (and once scipy)
+and `aligndetr.utils`, nothing else."""
 
 from .attention import MultiheadAttention
 from .box_ops import (

@@ -1,6 +1,6 @@
 """Many trainings that differ in a few keys: which they are, running them, and their table."""
 
-from .grid import Run, expand, expand_words, is_override
+from .grid import Run, expand, expand_words
 from .results import results_table, write_results
 from .running import Slurm, measure_alignment, prepare, run_on_slurm, run_one_by_one
 
@@ -9,7 +9,6 @@ __all__ = [
     "Slurm",
     "expand",
     "expand_words",
-    "is_override",
     "measure_alignment",
     "prepare",
     "results_table",

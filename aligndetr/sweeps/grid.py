@@ -13,13 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from aligndetr.config import apply_overrides, load_config
+from aligndetr.shipped import is_override
 
 SEED = "train.seed"
 """The key whose values are repetitions of one experiment, not experiments of their own."""
-
-# Keys have dots or indices, which the names of shipped configs (`aligndetr_k=2_r50_4scale_12ep`)
-# have not.
-_OVERRIDE = re.compile(r"\w+(\.\w+|\[\d+\])+=")
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,6 @@ def expand(config_files: Sequence[str], overrides: Iterable[str]) -> list[Run]:
     for run in runs:  # a typo must not show after the first training
         apply_overrides(copy.deepcopy(configs[run.config_file]), run.overrides)
     return runs
-
-
-def is_override(word: str) -> bool:
-    """Whether a word of a command line has the form of `train.device=cpu` or `a.list[0]=1`."""
-    return _OVERRIDE.match(word) is not None
 
 
 def expand_words(words: Iterable[str], find: Callable[[str], str] = str) -> list[Run]:

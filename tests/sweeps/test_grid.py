@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from aligndetr.cli.parsing import config_file, move_overrides
-from aligndetr.sweeps import expand, expand_words, is_override
+from aligndetr.shipped import is_override
+from aligndetr.sweeps import expand, expand_words
 
 DEMO = "projects/aligndetr/configs/aligndetr_demo.py"
 FINETUNE = "projects/aligndetr/configs/finetune.py"

@@ -1,4 +1,4 @@
-"""Deformable attention on the CPU as one `embedding_bag`, in plain PyTorch.
+"""Deformable attention on the CPU as one `embedding_bag`: PyTorch, and a sort of scipy's backward.
 
 A sample is four weighted rows of the value table, so a query's result for one head is a bag of
 4 * L * P weighted rows: what `F.embedding_bag` sums without ever storing the rows. README.md
@@ -14,10 +14,8 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csc_array
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -247,10 +245,8 @@ def _dot_with_corners(index: Tensor, grad_out: Tensor, table: Tensor) -> Tensor:
 
     These are the entries `index` of `grad_out @ table.T`, which `sampled_addmm` computes alone.
     """
-    bag_length = index.shape[1:].numel()
-    starts = torch.arange(0, index.numel() + 1, bag_length, dtype=torch.int32)
     zeros = table.new_zeros(index.numel())
-    entries = _sparse_rows(starts, index.flatten(), zeros, len(table))
+    entries = _sparse_rows(_bag_starts(index), index.flatten(), zeros, len(table))
     torch.sparse.sampled_addmm(entries, grad_out, table.t(), beta=0.0, out=entries)
     return entries.values().view(index.shape)
 
@@ -277,17 +273,21 @@ def _add_to_corners(grad_table: Tensor, bags: _Bags, grad_out: Tensor) -> None:
     The forward pass transposed, a sparse matrix times `grad_out`: one row of it for each table
     row, with the bags that read it. scipy keeps their order, so sums have a fixed one.
     """
-    bag_length = bags.index.shape[1:].numel()
-    starts = np.arange(0, bags.index.numel() + 1, bag_length, dtype=np.int32)
-    by_bag = csc_array(
-        (bags.corner_weights.flatten().numpy(), bags.index.flatten().numpy(), starts),
-        shape=(len(grad_table), len(bags.index)),
-    )
-    by_row = by_bag.tocsr()
+    from scipy.sparse import csc_array  # takes a tenth of a second, which only training needs
+
+    columns = (bags.corner_weights.flatten(), bags.index.flatten(), _bag_starts(bags.index))
+    shape = (len(grad_table), len(bags.index))
+    by_row = csc_array(tuple(column.numpy() for column in columns), shape=shape).tocsr()
     entries = _sparse_rows(
         *map(torch.from_numpy, (by_row.indptr, by_row.indices, by_row.data)), len(bags.index)
     )
     torch.addmm(grad_table, entries, grad_out, out=grad_table)
+
+
+def _bag_starts(index: Tensor) -> Tensor:
+    """(n + 1,) int32: where each bag begins in the flat `index`, and where the last one ends."""
+    bag_length = index.shape[1:].numel()
+    return torch.arange(0, index.numel() + 1, bag_length, dtype=torch.int32)
 
 
 def _sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
