@@ -187,22 +187,26 @@ def classify_boxes(boxes: np.ndarray, image_sizes: np.ndarray) -> np.ndarray:
 def log_box_problems(
     counts: Sequence[int], examples: Sequence[Sequence[str]], num_boxes: int, json_file: Path
 ) -> None:
-    """Warn of the boxes that `classify_boxes` objects to, how many they are and which.
+    """Warn of the boxes that `classify_boxes` objects to; see `tell_box_problems`."""
+    for text in tell_box_problems(counts, examples, num_boxes, json_file):
+        logger.warning("%s", text)
+
+
+def tell_box_problems(
+    counts: Sequence[int], examples: Sequence[Sequence[str]], num_boxes: int, json_file: Path
+) -> list[str]:
+    """How many boxes have which problem and which they are, a line for each problem there is.
 
     Args:
         counts: how many boxes have each of the `BOX_PROBLEMS`.
         examples: descriptions of the first of them.
     """
-    for problem, count, described in zip(BOX_PROBLEMS, counts, examples, strict=True):
-        if count:
-            logger.warning(
-                "%d of %d boxes in %r %s: %s",
-                count,
-                num_boxes,
-                str(json_file),
-                problem,
-                _shorten(described, count=count),
-            )
+    return [
+        f"{count} of {num_boxes} boxes in {str(json_file)!r} {problem}: "
+        f"{_shorten(described, count=count)}"
+        for problem, count, described in zip(BOX_PROBLEMS, counts, examples, strict=True)
+        if count
+    ]
 
 
 def check_images_exist(images: Iterable[dict[str, Any]], image_root: str | os.PathLike) -> None:
@@ -253,8 +257,8 @@ def check_same_classes(train_names: Sequence[str], val_names: Sequence[str]) -> 
 
 
 def describe(annotation_id: int | str, image_id: int | str) -> str:
-    """An annotation as messages name it."""
-    return f"annotation {annotation_id} of image {image_id}"
+    """An annotation as messages name it; an id that is text in quotation marks."""
+    return f"annotation {annotation_id!r} of image {image_id!r}"
 
 
 def _shown(value: Any) -> str:

@@ -24,7 +24,7 @@ from detectron2.data import (
 from detectron2.data.detection_utils import check_metadata_consistency
 from torch.utils.data import ConcatDataset, Dataset
 
-from .checks import DatasetError, log_box_problems
+from .checks import DatasetError, log_box_problems, tell_box_problems
 from .coco_dataset import CocoDataset
 from .index_build import IndexInfo
 from .index_files import open_index
@@ -227,17 +227,21 @@ def _name_of(split: str, json_file: Path, image_root: Path) -> str:
     folder = json_file.parent
     if folder.name in ("annotations", ".aligndetr"):
         folder = folder.parent
-    digest = hashlib.sha256(f"{json_file}\0{image_root}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(os.fsencode(f"{json_file}\0{image_root}")).hexdigest()[:8]
     return f"{folder.name}_{split}_{digest}"
 
 
 def _check_contents(split: str, info: IndexInfo, json_file: Path) -> None:
     """Raise for a train split without an object; warn of classes that share a name."""
     if split == "train" and not any(info.objects_per_class):
+        problems = tell_box_problems(
+            info.box_problems, info.box_examples, info.num_annotations, json_file
+        )
         raise DatasetError(
             f"{str(json_file)!r} has {info.num_annotations} annotations, none of which can be "
             "trained on (an object with a positive size inside its image, not crowd); give "
             "another json by dataset.train_json or dataset.root"
+            + "".join(f". {problem}" for problem in problems)
         )
     names = [name for _, name in info.categories]
     repeated = sorted({name for name in names if names.count(name) > 1})

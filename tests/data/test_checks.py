@@ -208,7 +208,7 @@ def test_annotation_of_an_unlisted_image_is_dropped(image_id, find_unusable_boxe
     content = make_content()
     content["annotations"][0]["image_id"] = image_id
     assert find_unusable_boxes(content) == {11}
-    assert f"annotation 11 of image {image_id} " in caplog.text
+    assert f"annotation 11 of image {image_id!r} " in caplog.text
 
 
 @pytest.mark.parametrize("image_id", [-1, -(2**61) - 1, 2**70, True])

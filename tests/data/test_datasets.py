@@ -171,6 +171,26 @@ def test_train_split_without_objects_is_refused_and_val_is_not(annotations, tmp_
     assert len(load_after(spoil, tmp_path, split="val")) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image_id": "2"}, "1 of 3 boxes in .* belong to no image .*: annotation 11 of image '2'"),
+        ({"bbox": [90, 4, 8, 6]}, "1 of 3 boxes in .* lie outside their image, .*bbox .90, 4"),
+    ],
+    ids=["ids of two types", "outside"],
+)
+def test_the_error_says_why_no_object_can_be_trained_on(change, reason, tmp_path):
+    def spoil(content):
+        content["annotations"][0].update(change)
+        content["annotations"][1].update(iscrowd=1)
+
+    write_dataset(tmp_path, content := make_content())
+    spoil(content)
+    write_json(tmp_path, content)
+    with pytest.raises(DatasetError, match=f"none of which can be trained on .*{reason}"):
+        register_dataset("train", root=str(tmp_path))
+
+
 def test_classes_of_one_name_are_warned_of(tmp_path, caplog):
     load_after(lambda content: content["categories"][2].update(name="car"), tmp_path)
     assert "several categories of the name 'car'" in caplog.text
