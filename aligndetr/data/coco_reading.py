@@ -193,7 +193,7 @@ def _read_annotations(
 def _row(annotation: dict[str, Any], code: int) -> tuple:
     """The values of `ANNOTATIONS`."""
     image_id, box = annotation["image_id"], annotation["bbox"]
-    crowd = bool(annotation.get("iscrowd") or annotation.get("ignore"))
+    crowd = is_crowd(annotation)
     segmentation = annotation.get("segmentation")
     # Python writes finite numbers as JSON does, in half the time of its encoder.
     record = f"{box},{crowd:d},{annotation['category_id']:d}"
@@ -201,6 +201,11 @@ def _row(annotation: dict[str, Any], code: int) -> tuple:
         record += f",{_encode(segmentation)}"
     ids = f"{annotation['id']!r},{image_id!r}".encode()
     return ids, id_key(image_id), code, crowd, *map(float, box), f"[{record}]".encode()
+
+
+def is_crowd(annotation: dict[str, Any]) -> bool:
+    """Whether training leaves it out as a region of many, or one that does not matter."""
+    return bool(annotation.get("iscrowd") or annotation.get("ignore"))
 
 
 def id_key(entry_id: int | str) -> int:

@@ -27,6 +27,7 @@ from .checks import (
     classify_boxes,
     describe,
 )
+from .coco_reading import is_crowd
 from .image_paths import ImageFolder
 from .image_prints import ImagePrint, inspect_image, similar_pairs
 
@@ -66,7 +67,7 @@ class SplitSurvey:
     @property
     def objects(self) -> list[dict[str, Any]]:
         """Annotations without crowd regions."""
-        return [a for a in self.annotations if not a.get("iscrowd")]
+        return [a for a in self.annotations if not is_crowd(a)]
 
     def objects_per_class(self) -> dict[str, int]:
         """In label order; classes of one name are added up."""

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from aligndetr.data.coco_reading import is_crowd
 from aligndetr.data.image_reading import read_image
 from aligndetr.data.survey import Finding, SplitSurvey
 from aligndetr.utils.files import atomic_path
@@ -107,7 +108,7 @@ def _pictures(survey: SplitSurvey, count: int) -> list[Image.Image]:
             boxes=boxes,
             class_ids=[label_of[a["category_id"]] for a in own],
             captions=[survey.categories[a["category_id"]] for a in own],
-            crowd=[bool(a.get("iscrowd")) for a in own],
+            crowd=[is_crowd(a) for a in own],
         )
         pixels = np.asarray(read_image(Path(survey.image_root, image["file_name"])))
         pictures.append(draw_boxes(pixels, drawn, PICTURE_EDGE / max(pixels.shape[:2])))

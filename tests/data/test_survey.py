@@ -9,6 +9,7 @@ from PIL import Image
 from aligndetr.data.image_prints import inspect_image, similar_pairs
 from aligndetr.data.layouts import find_dataset
 from aligndetr.data.survey import compare_splits, survey_split
+from aligndetr.inference import data_report
 from aligndetr.inference.data_report import summarise, write_data_report
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset, write_json
 
@@ -43,6 +44,16 @@ def test_numbers_of_real_coco():
     x, y, w, h = found.objects[0]["bbox"]
     assert found.box_edges()[0] == pytest.approx((w * h) ** 0.5)
     assert summarise(found).startswith("train: 2 images, 37 objects of 80 classes, 1 crowd regions")
+
+
+def test_ignored_annotations_are_no_objects(tmp_path, monkeypatch):
+    found, _ = after(lambda c: c["annotations"][0].update(ignore=1), tmp_path)
+    assert [a["id"] for a in found.objects] == [12]
+    assert "1 objects of 3 classes, 2 crowd regions" in summarise(found)
+    drawn = []
+    monkeypatch.setattr(data_report, "draw_boxes", lambda _, boxes, __: drawn.append(boxes) or _)
+    data_report._pictures(found, 2)
+    assert [boxes.crowd for boxes in drawn] == [[False, True], [True]]
 
 
 def test_a_sound_data_set_has_no_findings(tmp_path):
