@@ -6,6 +6,7 @@ in memory grows with the images alone, some 200 bytes each.
 
 import ast
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,7 +253,8 @@ class _Spill:
 
     def __init__(self, path: Path, schema: pa.Schema, chunk_bytes: int):
         self._schema, self._chunk_bytes = schema, chunk_bytes
-        self._writer = pa.ipc.new_file(str(path), schema)
+        self._file = open_arrow(path, "wb")
+        self._writer = pa.ipc.new_file(self._file, schema)
         self._rows: list[tuple] = []
         self._size = 0
 
@@ -262,6 +264,7 @@ class _Spill:
     def __exit__(self, *_: object) -> None:
         self._write()
         self._writer.close()
+        self._file.close()
 
     def add(self, *row: Any) -> None:
         """One row; its last value is a text."""
@@ -281,6 +284,11 @@ class _Spill:
         self._size = 0
 
 
+def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
+    """A file for Arrow, by the bytes of its name: as text it would have to be UTF-8."""
+    return pa.OSFile(os.fsencode(path), mode)
+
+
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Those of an Arrow file, one in memory at a time; none if there is no such file.
 
@@ -288,7 +296,7 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
     """
     if not path.exists():
         return
-    with pa.OSFile(str(path)) as file:
+    with open_arrow(path) as file:
         reader = pa.ipc.open_file(file)
         for i in range(reader.num_record_batches):
             yield reader.get_batch(i)

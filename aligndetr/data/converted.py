@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ def converted_json(
         sources: all files that the content depends on.
         convert: makes the content.
     """
-    digest = hashlib.sha256(f"{FORMAT}\0{root}".encode())
+    digest = hashlib.sha256(os.fsencode(f"{FORMAT}\0{root}"))
     for path in sources:
-        digest.update(f"\0{path}\0{state_of(path)}".encode())
+        digest.update(os.fsencode(f"\0{path}\0{state_of(path)}"))
     file_name = f"{name}-{digest.hexdigest()[:16]}.json"
     folders = index_folders(root / file_name)
     for folder in folders:

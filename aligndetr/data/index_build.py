@@ -39,7 +39,14 @@ from .checks import (
     classify_boxes,
     describe,
 )
-from .coco_reading import ENTRY_OVERHEAD, CocoContent, batches, id_key, read_coco_json
+from .coco_reading import (
+    ENTRY_OVERHEAD,
+    CocoContent,
+    batches,
+    id_key,
+    open_arrow,
+    read_coco_json,
+)
 
 CHUNK_BYTES = 32 << 20
 """About how many bytes of entries are in memory at once, in each step."""
@@ -191,7 +198,8 @@ def _deal_out(
     """
     bounds = _split_evenly(content, ranks, chunk_bytes)
     files = [folder / f"part{i}" for i in range(len(bounds) - 1)]
-    writers = [pa.ipc.new_file(str(file), _PART) for file in files]
+    sinks = [open_arrow(file, "wb") for file in files]
+    writers = [pa.ipc.new_file(sink, _PART) for sink in sinks]
     for batch in batches(content.annotations):
         rank = ranks.find(_column(batch, "image"))
         boxes = np.stack([_column(batch, s) for s in ("x", "y", "width", "height")], axis=1)
@@ -203,8 +211,9 @@ def _deal_out(
             rows = np.flatnonzero(part_of == part)
             columns = [pa.array(rank[rows], pa.int32()), batch["record"].take(pa.array(rows))]
             writers[part].write_batch(pa.record_batch(columns, schema=_PART))
-    for writer in writers:
+    for writer, sink in zip(writers, sinks, strict=True):
         writer.close()
+        sink.close()
     return [(first, end, file) for (first, end), file in zip(pairwise(bounds.tolist()), files)]
 
 

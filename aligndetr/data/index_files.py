@@ -145,7 +145,7 @@ def _open_in(folders: list[Path], name: str) -> CocoIndex | None:
 
 
 def _stamp_path(folder: Path, json_file: Path, image_root: Path) -> Path:
-    digest = hashlib.sha256(f"{json_file}\0{image_root}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(f"{json_file}\0{image_root}")).hexdigest()[:16]
     return folder / f"{json_file.stem}-{digest}.stamp"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -210,6 +211,18 @@ def test_images_in_subfolders_and_in_capitals_are_found(yolo):
     (yolo / "labels" / "train" / "a.txt").rename(yolo / "labels" / "train" / "x" / ".y" / "A.txt")
     _, records = load("train", yolo)
     assert sorted(len(record["annotations"]) for record in records) == [1, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are text")
+def test_names_that_are_not_utf8_are_read(small, tmp_path):
+    root = write_yolo(small, tmp_path / os.fsdecode(b"caf\xe9"))
+    for folder, suffix in (("images", ".png"), ("labels", ".txt")):
+        path = root / folder / "train" / f"a{suffix}"
+        path.rename(path.with_name(os.fsdecode(b"\xe4") + suffix))
+    names, records = load("train", root)
+    assert names == ["car", "boat", "tree"]
+    assert [len(record["annotations"]) for record in records] == [1, 1]
+    assert all(os.path.isfile(record["file_name"]) for record in records)
 
 
 def test_perfect_results_score_100_through_the_evaluator(yolo, tmp_path):
