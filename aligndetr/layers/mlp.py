@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from .token_blocks import feed_forward_in_blocks
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps what a user, pruning or weight_norm asks a module to run as well."""
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them, none after the last.
@@ -95,7 +98,10 @@ class FFN(nn.Module):
         return feed_forward_in_blocks(x, first.weight, first.bias, last.weight, last.bias)
 
     def _can_be_in_blocks(self, x: Tensor) -> bool:
-        """On a CPU, two plain layers with ReLU, unless a graph is being made or dtypes mixed."""
+        """On a CPU, two plain layers with ReLU, unless a graph is being made or dtypes mixed.
+
+        Nor where a hook waits to be run: in blocks no module is called.
+        """
         if x.device.type != "cpu" or x.numel() == 0:
             return False
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -105,4 +111,8 @@ class FFN(nn.Module):
         parts: Any = self.layers
         (first, activation, dropout), last, _ = parts
         is_plain = type(first) is type(last) is nn.Linear and type(activation) is nn.ReLU
-        return is_plain and not (self.training and dropout.p > 0)
+        return is_plain and not (self.training and dropout.p > 0) and not _has_hooks(self.layers)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(part, hooks) for part in module.modules() for hooks in HOOKS)

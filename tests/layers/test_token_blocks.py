@@ -84,6 +84,42 @@ def test_ffn_of_another_kind_runs_its_modules(ffn):
     assert torch.equal(found, ffn.layers(x) + x)
 
 
+def test_hooks_of_its_layers_are_obeyed():
+    """A GPU runs them, so a CPU must: what runs in blocks calls no module."""
+
+    def zero_output(module, args, out):
+        return torch.zeros_like(out)
+
+    for part in (lambda ffn: ffn.layers, lambda ffn: ffn.layers[0], lambda ffn: ffn.layers[1]):
+        ffn, x = FFN(8, 16, fc_bias=False), torch.randn(3, 8)
+        handle = part(ffn).register_forward_hook(zero_output)
+        assert torch.equal(ffn(x), x)
+        handle.remove()
+        assert not torch.equal(ffn(x), x)
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_any_kind_are_called(kind):
+    ffn, calls = FFN(8, 16), []
+    getattr(ffn.layers[0][0], f"register_{kind}_hook")(lambda *_: calls.append(kind))
+    ffn(torch.randn(3, 8, requires_grad=True)).sum().backward()
+    assert calls == [kind]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm]
+)
+def test_a_normed_weight_is_that_of_the_last_step(weight_norm):
+    ffn, x = FFN(8, 16), torch.randn(3, 8)
+    weight_norm(ffn.layers[0][0])
+    optimizer = torch.optim.SGD(ffn.parameters(), lr=0.5)
+    ffn(x).square().sum().backward()
+    optimizer.step()
+    found = ffn(x)
+    assert torch.equal(found, ffn.layers(x) + x)
+
+
 def test_ffn_under_autocast_has_its_dtype():
     ffn, x = FFN(8, 16, add_identity=False), torch.randn(3, 8)
     with torch.autocast("cpu", torch.bfloat16):
