@@ -10,7 +10,7 @@ from .level_positions import LevelPositions
 from .levels import FeatureLevels, encoder_reference_points, padding_masks, valid_ratio
 from .memory_format import to_channels_last
 from .postprocess import select_top_predictions
-from .proposals import TokenRanking, propose_from_tokens
+from .proposals import TokenRanking, check_num_levels, propose_from_tokens
 from .resnet import ResNet
 from .timm_backbone import TimmBackbone
 from .transformer_backbones import SimpleFeaturePyramid, SwinTransformer, ViT
@@ -27,6 +27,7 @@ __all__ = [
     "TimmBackbone",
     "TokenRanking",
     "ViT",
+    "check_num_levels",
     "dilated_stages",
     "encoder_reference_points",
     "make_denoising_queries",

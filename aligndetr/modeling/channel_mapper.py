@@ -36,8 +36,8 @@ class ChannelMapper(nn.Module):
         input_shapes: name -> detectron2 `ShapeSpec` or a mapping with the key "channels" (plain
             values survive a saved config, a ShapeSpec does not). None: the backbone's, which
             `connect` is told before the first use.
-        in_features: names to use, from the finest map to the coarsest; None: all of them, by
-            stride.
+        in_features: names to use, from the finest map to the coarsest; None: all of them, in the
+            order of `input_shapes`, or by stride where the backbone is asked.
         out_channels: channels of every output.
         kernel_size, stride, bias, groups, dilation: of the convolutions of the inputs.
         norm_layer, activation: copied for each convolution; None leaves it out.
@@ -59,11 +59,13 @@ class ChannelMapper(nn.Module):
         num_outs: int | None = None,
     ):
         super().__init__()
+        _check_norm(norm_layer, out_channels)
         same = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         same["padding"] = (kernel_size - 1) // 2 * dilation
         self._conv = {"out_channels": out_channels, "bias": bias, "groups": groups}
         self._same, self._copied = same, (norm_layer, activation)
         self.in_features, self.num_outs = in_features, num_outs
+        self.out_channels = out_channels
         self.is_connected = input_shapes is not None
         if input_shapes is not None:
             self._build(input_shapes)
@@ -103,9 +105,7 @@ class ChannelMapper(nn.Module):
             return ConvNormAct(nn.Conv2d(in_channels, **self._conv, **conv), *self._copied)
 
         self.convs = nn.ModuleList(unit(width, **self._same) for width in channels)
-        extra_inputs = [channels[-1]] + [self._conv["out_channels"]] * (
-            num_outs - len(channels) - 1
-        )
+        extra_inputs = [channels[-1]] + [self.out_channels] * (num_outs - len(channels) - 1)
         self.extra_convs = nn.ModuleList(
             unit(width, kernel_size=3, stride=2, padding=1)
             for width in extra_inputs[: num_outs - len(channels)]
@@ -121,6 +121,14 @@ class ChannelMapper(nn.Module):
             coarsest = conv(coarsest)
             outs.append(coarsest)
         return outs
+
+
+def _check_norm(norm_layer: nn.Module | None, out_channels: int) -> None:
+    if isinstance(norm_layer, nn.GroupNorm) and norm_layer.num_channels != out_channels:
+        raise ValueError(
+            f"`model.neck.norm_layer.num_channels` (={norm_layer.num_channels}) must equal "
+            f"`model.neck.out_channels` (={out_channels})"
+        )
 
 
 def _channels(shape) -> int:

@@ -80,6 +80,15 @@ class Detector(nn.Module):
             buffer = torch.tensor(list(value), dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
+    def _check_position_width(self, embed_dim: int) -> None:
+        """What is added to tokens of `embed_dim` channels has as many."""
+        num_pos_feats = getattr(self.position_embedding, "num_pos_feats", None)
+        if num_pos_feats is not None and 2 * num_pos_feats != embed_dim:
+            raise ValueError(
+                f"`model.position_embedding.num_pos_feats` (={num_pos_feats}) must be half of "
+                f"`model.embed_dim` (={embed_dim})"
+            )
+
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
@@ -182,6 +191,8 @@ class Detector(nn.Module):
         """Detections of images of one size as tensors, as `forward` gives them as Instances.
 
         It works on tensors alone and so can be exported with any B, H and W. Call it in eval mode.
+        Nothing is padded: a backbone with a `size_divisibility` needs H and W that are multiples
+        of it, else `forward` finds something else.
 
         Args:
             images: (B, 3, H, W), any dtype, in the units and channel order of `pixel_mean`.

@@ -4,6 +4,7 @@ Deformable DETR, appendix A.4: the token's own place, and a size that doubles fr
 Shapes: B batch, S tokens over all levels, Q queries.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,8 @@ from aligndetr.utils import smaller_size
 from .levels import cell_centres
 
 BASE_SIZE = 0.05  # width and height of a proposal on the finest level, as a share of the image
+SMALLEST, LARGEST = 0.01, 0.99  # a coordinate of a proposal that can be used
+MAX_LEVELS = 1 + math.floor(math.log2(LARGEST / BASE_SIZE))  # proposals of a further one: too large
 
 
 def propose_from_tokens(
@@ -41,10 +44,20 @@ def propose_from_tokens(
         boxes.append(torch.cat([centres, torch.full_like(centres, BASE_SIZE * 2.0**level)], -1))
         start = start + height * width  # not +=: under a tracer it is a tensor, and in use
     proposals = torch.cat(boxes, 1)
-    inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
+    inside = ((proposals > SMALLEST) & (proposals < LARGEST)).all(-1)
     unusable = padding_mask | ~inside
     logits = torch.log(proposals / (1 - proposals))
     return logits.masked_fill(unusable[..., None], float("inf")), unusable
+
+
+def check_num_levels(num_feature_levels: int) -> None:
+    """Refuse levels that cannot give a proposal: their tokens would never become a query."""
+    if num_feature_levels > MAX_LEVELS:
+        raise ValueError(
+            f"`model.transformer.num_feature_levels` (={num_feature_levels}) must be at most "
+            f"{MAX_LEVELS}: sizes of proposals double from level to level, and on a further one "
+            "they exceed the image. Set `model.neck.num_outs` as well"
+        )
 
 
 class TokenRanking(nn.Module):

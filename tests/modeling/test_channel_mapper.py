@@ -64,6 +64,13 @@ def test_bad_arguments_name_themselves():
         ChannelMapper({"res3": {"channels": 3}}, ["res6"], 4)
     with pytest.raises(ValueError, match=r"num_outs` \(=1\)"):
         ChannelMapper({"a": {"channels": 3}, "b": {"channels": 3}}, ["a", "b"], 4, num_outs=1)
+    with pytest.raises(ValueError, match=r"norm_layer\.num_channels` \(=6\).*out_channels` \(=4\)"):
+        ChannelMapper({"a": {"channels": 3}}, ["a"], 4, norm_layer=nn.GroupNorm(2, 6))
+
+
+def test_all_maps_of_typed_shapes_in_their_order():
+    neck = ChannelMapper({"q": {"channels": 5}, "p": {"channels": 3}}, None, 7)
+    assert neck.in_features == ["q", "p"]
 
 
 # Channels of the backbone

@@ -3,6 +3,7 @@ import torch
 
 from aligndetr.modeling import (
     FeatureLevels,
+    check_num_levels,
     encoder_reference_points,
     padding_masks,
     propose_from_tokens,
@@ -59,6 +60,16 @@ def test_proposals_sit_on_their_token_and_double_in_size():
     torch.testing.assert_close(boxes[0, 13 + 2], torch.tensor([2.5 / 13, 1.5 / 11, 0.05, 0.05]))
     torch.testing.assert_close(boxes[0, -1], torch.tensor([0.75, 0.75, 0.4, 0.4]))
     assert not unusable.any()
+
+
+def test_levels_that_cannot_give_a_proposal_are_refused():
+    shapes = [(4, 4)] * 6
+    _, unusable = propose_from_tokens(torch.zeros(1, 6 * 16, dtype=torch.bool), shapes)
+    usable = [not level.all() for level in unusable.view(6, 16)]
+    assert usable == [True] * 5 + [False]
+    check_num_levels(5)
+    with pytest.raises(ValueError, match=r"num_feature_levels` \(=6\) must be at most 5"):
+        check_num_levels(6)
 
 
 def test_padding_and_border_tokens_cannot_be_proposals():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aligndetr.export.graph import to_onnx
-from aligndetr.layers import get_sine_pos_embed
+from aligndetr.layers import PositionEmbeddingSine, get_sine_pos_embed
 from aligndetr.modeling import padding_masks
 from projects.align_dab_detr.modeling import DabDetrTransformerDecoder, DabDetrTransformerEncoder
 from tests.builders import golden_tiny_batch, random_batch, tiny_dab_model
@@ -302,6 +302,10 @@ def test_the_first_layer_alone_has_no_scale_by_content():
         ({"in_features": ["res5"]}, "`model.in_features` .* must end with a map of the backbone"),
         ({"in_features": []}, "`model.in_features` .* must end with a map of the backbone"),
         ({"embed_dim": 32}, "`model.embed_dim` .=32. must equal .*encoder.embed_dim. .=24."),
+        (
+            {"position_embedding": PositionEmbeddingSine(16)},
+            "`model.position_embedding.num_pos_feats` .=16. must be half of `model.embed_dim` .=24",
+        ),
         ({"num_classes": 4}, "`model.num_classes` .=4. must equal .*criterion.num_classes. .=5."),
     ],
 )

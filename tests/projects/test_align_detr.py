@@ -6,8 +6,10 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 
+from aligndetr.layers import PositionEmbeddingSine
+from aligndetr.modeling import ChannelMapper
 from projects.aligndetr.modeling import AlignDETR
-from tests.builders import golden_json, golden_tiny_batch, random_batch, tiny_model
+from tests.builders import RES, golden_json, golden_tiny_batch, random_batch, tiny_model
 
 R50 = Path("projects/aligndetr/configs/models/aligndetr_r50.py")
 
@@ -209,13 +211,34 @@ def test_any_even_embed_dim_that_the_heads_divide(embed_dim, heads):
     ("change", "message"),
     [
         ({"num_classes": 3}, r"model\.num_classes` \(=3\) must equal `model\.criterion"),
-        ({"embed_dim": 64}, r"model\.embed_dim` \(=64\) must equal `model\.transformer"),
+        (
+            {"embed_dim": 64},
+            r"model\.embed_dim` \(=64\) must equal `model\.transformer\.encoder\.embed_dim` \(=32",
+        ),
+        (
+            {"position_embedding": PositionEmbeddingSine(num_pos_feats=12)},
+            r"position_embedding\.num_pos_feats` \(=12\) must be half of `model\.embed_dim` \(=32",
+        ),
+        (
+            {"neck": ChannelMapper(None, RES, 24, num_outs=4)},
+            r"model\.neck\.out_channels` \(=24\) must equal `model\.embed_dim` \(=32\)",
+        ),
     ],
 )
 def test_sizes_that_must_agree(change, message):
-    parts = {name: getattr(tiny_model(), name) for name in ("transformer", "criterion", "neck")}
+    names = ("transformer", "criterion", "neck", "position_embedding")
+    parts = {name: getattr(tiny_model(), name) for name in names}
     with pytest.raises(ValueError, match=message):
-        tiny_model(**parts, **change)
+        tiny_model(**(parts | change))
+
+
+def test_another_position_embedding_need_not_say_its_width():
+    class Learnt(torch.nn.Module):
+        def forward(self, mask):
+            return torch.zeros(len(mask), 32, *mask.shape[1:])
+
+    losses = train_step(tiny_model(position_embedding=Learnt()), random_batch([(64, 80)], [2]))
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_maps_and_levels_must_agree():

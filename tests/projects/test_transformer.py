@@ -129,3 +129,12 @@ def test_valid_ratio_is_x_before_y():
 def test_decoder_must_return_every_layer():
     with pytest.raises(ValueError, match="return_intermediate` \\(=False\\)"):
         TransformerDecoder(return_intermediate=False)
+
+
+def test_widths_and_levels_that_do_not_fit_are_named():
+    with pytest.raises(
+        ValueError, match=r"encoder\.embed_dim` \(=24\) must equal .*decoder\.embed_dim` \(=12\)"
+    ):
+        Transformer(TransformerEncoder(24, 3), TransformerDecoder(12, 3))
+    with pytest.raises(ValueError, match=r"num_feature_levels` \(=6\) must be at most 5"):
+        make_transformer(num_feature_levels=6)

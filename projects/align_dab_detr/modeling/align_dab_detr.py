@@ -71,6 +71,7 @@ class AlignDABDETR(Detector):
                 f"`model.embed_dim` (={embed_dim}) must equal `model.transformer.encoder.embed_dim`"
                 f" (={transformer.embed_dim})"
             )
+        self._check_position_width(embed_dim)
         criterion.check_num_layers(transformer.decoder.num_layers)
         self.in_features = list(in_features)
         channels = _channels_of(backbone, self.in_features, in_channels)

@@ -1,4 +1,5 @@
-"""A small AlignDETR on aerial images of trees, from scratch on a CPU: about ten minutes, two cores.
+"""A small AlignDETR on aerial images of trees, from nothing: twelve to twenty-five minutes on two
+CPU cores.
 
 make demo, or: python tools/prepare_demo_data.py
                python tools/train_net.py --config-file projects/aligndetr/configs/aligndetr_demo.py

@@ -46,6 +46,9 @@ class AlignDETR(Detector):
 
     Where the transformer has `num_hybrid_queries`, training has the hybrid branch of H-DETR, with a
     `HybridCriterion`; evaluation knows nothing of it.
+
+    Raises:
+        ValueError: sizes that do not fit each other, with the keys they stand under.
     """
 
     def __init__(
@@ -81,8 +84,14 @@ class AlignDETR(Detector):
             )
         if embed_dim != transformer.embed_dim:
             raise ValueError(
-                f"`model.embed_dim` (={embed_dim}) must equal `model.transformer.embed_dim` "
-                f"(={transformer.embed_dim})"
+                f"`model.embed_dim` (={embed_dim}) must equal `model.transformer.encoder.embed_dim`"
+                f" (={transformer.embed_dim})"
+            )
+        self._check_position_width(embed_dim)
+        if getattr(neck, "out_channels", embed_dim) != embed_dim:
+            raise ValueError(
+                f"`model.neck.out_channels` (={neck.out_channels}) must equal `model.embed_dim` "
+                f"(={embed_dim})"
             )
         if not getattr(neck, "is_connected", True):
             neck.connect(backbone.output_shape())
@@ -230,7 +239,8 @@ class AlignDETR(Detector):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, dict | None]:
         """Contrastive denoising queries of a batch; `make_denoising_queries` says how.
 
-        All random numbers come from `aligndetr.modeling.denoising.draw_noise`.
+        All random numbers come from `aligndetr.modeling.denoising.draw_noise`, but which objects
+        are left out under `max_queries`.
 
         Returns:
             input_query_label (B, D, C), input_query_bbox (B, D, 4) before the sigmoid, attn_mask

@@ -13,6 +13,7 @@ from aligndetr.layers import MultiScaleDeformableAttention, as_shape_list
 from aligndetr.modeling import (
     FeatureLevels,
     TokenRanking,
+    check_num_levels,
     encoder_reference_points,
     propose_from_tokens,
     valid_ratio,
@@ -27,7 +28,7 @@ class Transformer(nn.Module):
 
     Args:
         encoder, decoder: of one embed_dim C and one number of levels.
-        num_feature_levels: L.
+        num_feature_levels: L, at most 5: proposals of a sixth would be larger than the image.
         two_stage_num_proposals: Q; an image with fewer tokens gives all of them.
         learnt_init_query: queries start from a learnt embedding, else from the (detached) tokens
             that the proposals come from.
@@ -45,6 +46,12 @@ class Transformer(nn.Module):
         num_hybrid_queries: int = 0,
     ):
         super().__init__()
+        check_num_levels(num_feature_levels)
+        if encoder.embed_dim != decoder.embed_dim:
+            raise ValueError(
+                f"`model.transformer.encoder.embed_dim` (={encoder.embed_dim}) must equal "
+                f"`model.transformer.decoder.embed_dim` (={decoder.embed_dim})"
+            )
         self.encoder = encoder
         self.decoder = decoder
         self.num_feature_levels = num_feature_levels

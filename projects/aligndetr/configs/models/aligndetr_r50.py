@@ -91,7 +91,7 @@ model = L(AlignDETR)(
             num_feature_levels="${..num_feature_levels}",  # as the transformer
             use_checkpoint=False,
         ),
-        num_feature_levels=4,  # maps of the neck that encoder and decoder look at
+        num_feature_levels=4,  # maps of the neck that encoder and decoder look at, at most 5
         two_stage_num_proposals="${..num_queries}",
     ),
     embed_dim=256,  # channels of tokens and queries; encoder, decoder and neck have the same
