@@ -46,7 +46,8 @@ class NoiseDraws:
 def draw_noise(
     num_entries: int, num_classes: int, label_noise_ratio: float, box_noise_scale: float
 ) -> NoiseDraws:
-    """All random draws of denoising, in this order, on the CPU.
+    """All random draws of denoising, in this order, on the CPU; but which objects are left out
+    under `max_queries` is drawn before.
 
     On the CPU, since the number of flipped labels is a size the host needs, and a GPU would have
     to be waited for; the same seed then also gives the same noise on every device.
@@ -101,7 +102,8 @@ def make_denoising_queries(
     if max_queries is not None and 2 * max_objects > max_queries:
         max_objects = max_queries // 2
         gt_indices = [_draw_objects(count, max_objects) for count in counts]
-        gt_indices = [index.to(label_enc.weight.device) for index in gt_indices]
+        device = label_enc.weight.device
+        gt_indices = [index.to(device, non_blocking=True) for index in gt_indices]
         targets = [_objects_at(index, t) for index, t in zip(gt_indices, targets, strict=True)]
         counts = [len(target["labels"]) for target in targets]
     group_size = 2 * max_objects
@@ -140,7 +142,7 @@ def _draw_objects(count: int, most: int) -> Tensor:
 
 
 def _objects_at(index: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
-    index = index.to(target["labels"].device)
+    index = index.to(target["labels"].device, non_blocking=True)
     return {name: target[name][index] for name in ("labels", "boxes")}
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from aligndetr.modeling import denoising, make_denoising_queries
 from tests.builders import golden, golden_json, random_batch, tensor, tiny_model
@@ -235,6 +236,30 @@ def test_with_room_enough_nothing_changes():
     capped = make([7, 2], 50, 1000, noise=1.0)
     assert torch.equal(free.boxes, capped.boxes)
     assert capped.gt_indices is None
+
+
+@pytest.mark.parametrize("max_queries", [None, 20])
+def test_no_copy_to_the_device_is_waited_for(max_queries):
+    """On the device "meta": a copy there from the CPU stands for one to a GPU."""
+
+    class Copies(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.waited = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.Tensor.to and args[0].device != out.device:
+                self.waited.append(not (kwargs or {}).get("non_blocking", False))
+            return out
+
+    targets = [{name: t.to("meta") for name, t in x.items()} for x in crowd([30, 12])]
+    with Copies() as copies:
+        make_denoising_queries(
+            targets, 5, 0.5, 1.0, 11, 5, nn.Embedding(5, 8, device="meta"), max_queries
+        )
+    assert len(copies.waited) >= 5
+    assert not any(copies.waited)
 
 
 def test_a_model_learns_from_the_chosen_objects_alone():
