@@ -2,8 +2,8 @@
 
 Cai et al., "Align-DETR: Enhancing End-to-end Object Detection with Aligned Loss",
 https://arxiv.org/abs/2304.07527. With p = sigmoid(logit), a matched entry is drawn towards
-t' = w' * p^alpha * IoU^(1 - alpha) instead of 1, so that a confident score means a good box;
-w' falls with the rank of the candidate among those of its object. Every other entry is a
+t' = w' * max(0.01, p^alpha * IoU^(1 - alpha)) instead of 1, so that a confident score means a good
+box; w' falls with the rank of the candidate among those of its object. Every other entry is a
 negative, weighted by p^gamma as in the focal loss.
 """
 

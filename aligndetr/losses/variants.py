@@ -7,13 +7,13 @@ rank (1 for the best) and BCE(p, t) = -t log p - (1 - t) log(1 - p):
     ia_bce         BCE(p, w t),              t = p^alpha IoU^(1-alpha)   p^gamma BCE(p, 0)
     ia_bce_focal   |w t - p|^gamma BCE(p, w t),                   t as above   p^gamma BCE(p, 0)
     focal          w 0.25 (1 - p)^gamma BCE(p, 1)                        0.75 p^gamma BCE(p, 0)
-    varifocal      w t BCE(p, w t),          t = IoU                     0.75 p^gamma BCE(p, 0)
+    varifocal      w t BCE(p, w t),          t = max(0.01, IoU)          0.75 p^gamma BCE(p, 0)
 
 `ia_bce` is the loss of Align-DETR as published in its first version. `ia_bce_focal` puts a focal
 factor in front of its positives; the authors' second version is said to do so, but its formulas
 were not available to us: it is a reconstruction, not their loss. `focal` is Lin et al.,
-arXiv:1708.02002; `varifocal` Zhang et al., arXiv:2008.13367. No gradient reaches t; it does reach
-p where it stands in a factor.
+arXiv:1708.02002; `varifocal` Zhang et al., arXiv:2008.13367. No gradient reaches t, which in
+`ia_bce` is never below 0.01 either; it does reach p where it stands in a factor.
 """
 
 from collections.abc import Callable
