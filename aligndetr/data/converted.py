@@ -4,16 +4,21 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from aligndetr.utils.files import atomic_path
 
-from .index_files import first_writable, index_folders
+from .index_files import delete_json, first_writable, index_folders, last_use
 
 FORMAT = "v2"
 """Part of what a name is made of: another way of converting gets other names."""
+
+KEPT_DAYS = 14
+"""How long a json stays that is out of date, after the last start with it: the training that was
+started then reads it in its first evaluation."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,8 @@ def converted_json(
     It lies in `.aligndetr` in `root` or, where nothing can be written, in the cache folder of the
     user. Its name changes with the paths, sizes and times of the sources, so no content has to be
     read to see that it is up to date. Processes that convert at the same time write the same.
+    Writing one deletes those of earlier states, with their indexes, `KEPT_DAYS` after their last
+    use.
 
     Args:
         root: of the data set.
@@ -36,7 +43,9 @@ def converted_json(
     digest = hashlib.sha256(os.fsencode(f"{FORMAT}\0{root}"))
     for path in sources:
         digest.update(os.fsencode(f"\0{path}\0{state_of(path)}"))
-    file_name = f"{name}-{digest.hexdigest()[:16]}.json"
+    # In the cache folder lie jsons of other data sets, too.
+    own = f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    file_name = f"{own}-{digest.hexdigest()[:16]}.json"
     folders = index_folders(root / file_name)
     for folder in folders:
         if (folder / file_name).is_file():
@@ -46,7 +55,15 @@ def converted_json(
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
     logger.info("%s, read as COCO: %s", root, path)
+    _delete_earlier(path, f"{name if path.parent == folders[0] else own}-*.json")
     return path
+
+
+def _delete_earlier(path: Path, pattern: str) -> None:
+    """Those beside `path` whose names match and that no training may still need."""
+    for other in path.parent.glob(pattern):
+        if other != path and last_use(other) < time.time() - KEPT_DAYS * 24 * 3600:
+            delete_json(other)
 
 
 def state_of(path: Path) -> tuple[int, int]:

@@ -76,6 +76,8 @@ def _find_stamped(json_file: Path, image_root: Path, folders: list[Path]) -> Coc
         if stamp.get("json") == state and name.startswith(f"{FORMAT}-"):  # none of an older version
             index = _open_in(folders, name)
             if index is not None:
+                with contextlib.suppress(OSError):  # of somebody else's data
+                    os.utime(_stamp_path(folder, json_file, image_root))  # see `last_use`
                 return index
     return None
 
@@ -163,10 +165,41 @@ def _write_stamp(folder: Path, json_file: Path, image_root: Path, stamp: dict[st
     replaced = _read_stamp(path).get("index")
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(stamp))
-    in_use = {_read_stamp(other).get("index") for other in folder.glob("*.stamp")}
-    if replaced and replaced not in in_use:
+    _delete_unless_named(folder, replaced)
+
+
+def _delete_unless_named(folder: Path, index: Any) -> None:
+    """Delete an index, by the name that a stamp had for it, if no stamp of `folder` names it."""
+    in_use = [_read_stamp(stamp).get("index") for stamp in folder.glob("*.stamp")]
+    if isinstance(index, str) and index not in in_use:
         with contextlib.suppress(OSError):  # gone already, or Windows: another process has it open
-            (folder / Path(replaced).name).unlink()
+            (folder / Path(index).name).unlink()
+
+
+def last_use(json_file: Path) -> float:
+    """When a json was written or its index last opened, whichever is later, in Unix time."""
+    times = []
+    for path in [json_file, *_stamps_of(json_file)]:
+        with contextlib.suppress(OSError):  # another process has just deleted it
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def delete_json(json_file: Path) -> None:
+    """Delete a json that we have written, its stamps, and the indexes that they alone name."""
+    stamps = _stamps_of(json_file)
+    indexes = [(stamp.parent, _read_stamp(stamp).get("index")) for stamp in stamps]
+    for path in [json_file, *stamps]:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for folder, index in indexes:
+        _delete_unless_named(folder, index)
+
+
+def _stamps_of(json_file: Path) -> list[Path]:
+    """Of a json whose name no other has."""
+    folders = index_folders(json_file)
+    return [stamp for folder in folders for stamp in folder.glob(f"{json_file.stem}-*.stamp")]
 
 
 def first_writable(folders: list[Path]) -> Path:

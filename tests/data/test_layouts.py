@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 
 import pytest
 import torch
@@ -127,6 +128,67 @@ def test_an_edited_label_is_read_anew(yolo):
     (yolo / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     _, (first, _) = load("train", yolo)
     assert objects(first) == ([1], pytest.approx([10, 5, 20, 10]))
+
+
+def hidden_files(root):
+    """Of `.aligndetr`, by suffix: jsons, stamps and indexes."""
+    folder = root / ".aligndetr"
+    return {suffix: sorted(folder.glob(f"*{suffix}")) for suffix in (".json", ".stamp", ".arrow")}
+
+
+def test_jsons_of_earlier_labels_go_with_their_indexes_after_their_time(yolo):
+    def edit(number):
+        (yolo / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.5 {number / 10}\n")
+        load("train", yolo)
+
+    def make_old(paths):
+        for path in paths:
+            os.utime(path, (0, 0))
+
+    load("val", yolo)
+    of_val = hidden_files(yolo)
+    (yolo / ".aligndetr" / "yolo_train-0123456789abcdef.json").write_text("of another version")
+    make_old(yolo.glob(".aligndetr/yolo_train-*"))
+    for number in range(1, 4):
+        edit(number)
+    files = hidden_files(yolo)
+    assert [len(paths) for paths in files.values()] == [4, 4, 4]  # a training may need them
+
+    make_old([*files[".json"], *files[".stamp"]])
+    load("train", yolo)  # an old state, but in use
+    edit(4)
+    after = hidden_files(yolo)
+    assert [len(paths) for paths in after.values()] == [3, 3, 3]
+    for suffix, paths in after.items():
+        assert set(of_val[suffix]) <= set(paths)
+        assert len(set(files[suffix]) & set(paths)) == 2
+    assert len(load("train", yolo)[1]) == 2
+
+
+def test_a_start_counts_as_use(yolo):
+    load("train", yolo)
+    (stamp,) = hidden_files(yolo)[".stamp"]
+    os.utime(stamp, (0, 0))
+    load("train", yolo)
+    assert stamp.stat().st_mtime > time.time() - 3600
+
+
+def test_in_the_cache_folder_other_data_sets_keep_theirs(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    roots = [write_yolo(small, tmp_path / name) for name in ("one", "two")]
+    for root in roots:
+        (root / ".aligndetr").write_text("in the way, as a read-only folder would be")
+        load("train", root)
+    paths = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".json", ".stamp")]
+    assert len(paths) == 4
+    for path in paths:
+        os.utime(path, (0, 0))
+    (roots[0] / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    load("train", roots[0])
+    remaining = [path for path in paths if path.exists()]
+    assert sorted(path.suffix for path in remaining) == [".json", ".stamp"]
+    assert load("train", roots[1])[0] == ["car", "boat", "tree"]
+    assert all(path.exists() for path in remaining)
 
 
 def test_nothing_is_converted_twice(yolo, monkeypatch):
