@@ -13,27 +13,38 @@ import math
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import Conv2d
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from aligndetr.modeling.denoising import draw_noise
+from aligndetr.modeling.frozen_norm import _FoldedConv2d
+from aligndetr.modeling.memory_format import _ChannelsFirstGroupNorm
 from projects.aligndetr.modeling import AlignDETR
 
 from .criterion import BaselineCriterion, to_xyxy
 from .ms_deform_attn import deformable_attention
+
+# Faster or more precise stand-ins of the library, by what they stand for.
+PLAIN = {_FoldedConv2d: Conv2d, _ChannelsFirstGroupNorm: nn.GroupNorm}
 
 
 class BaselineAlignDETR(nn.Module):
     """Called and answering as `model`, whose modules it takes over.
 
     Args:
-        model: an `AlignDETR` of its own: it is put back into the default memory format.
+        model: an `AlignDETR` of its own: it is put back into the default memory format, its norms
+            after their convolutions, and its group norms are torch's again.
     """
 
     def __init__(self, model: AlignDETR):
         super().__init__()
         self.model = model.to(memory_format=torch.contiguous_format)
+        for module in self.model.modules():
+            plain = PLAIN.get(type(module))
+            if plain is not None:
+                module.__class__ = plain
         self.criterion = BaselineCriterion(model.criterion)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
