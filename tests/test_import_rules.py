@@ -50,6 +50,7 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     "aligndetr.engine": {
         "aligndetr.config.check_arguments",
+        "aligndetr.config.check_known_keys",
         "aligndetr.config.config_to_yaml",
         "aligndetr.config.save_config",
         "aligndetr.layers.check_backend_name",

@@ -81,5 +81,6 @@ def write_safetensors(path: str | os.PathLike, checkpoint: Mapping[str, Any]) ->
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Dense and in row order; storage shared with other tensors is refused by the format."""
-    return tensor.detach().cpu().contiguous()
+    """A copy, dense and in row order: the format refuses storage that tensors share, and tied
+    weights share theirs. Each is written whole."""
+    return tensor.detach().cpu().contiguous().clone()

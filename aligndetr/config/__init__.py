@@ -7,6 +7,7 @@ it can only build what `allow_list` lets it name.
 from .allow_list import check_targets
 from .common.coco_schedule import ITERS_PER_EPOCH, coco_schedule
 from .key_names import check_arguments
+from .known_keys import check_known_keys
 from .loading import load_config
 from .overrides import apply_overrides
 from .shared import get_config
@@ -16,6 +17,7 @@ __all__ = [
     "ITERS_PER_EPOCH",
     "apply_overrides",
     "check_arguments",
+    "check_known_keys",
     "check_targets",
     "coco_schedule",
     "config_from_yaml",

@@ -57,19 +57,44 @@ def check_key(cfg: DictConfig, path: str, name: str, keys: Iterable[str], target
     raise ValueError(f"`{full}` is no key of the config{owner}; did you mean `{nearest}`?")
 
 
-def check_arguments(cfg: DictConfig, part: str) -> None:
-    """Raise ValueError unless what `part` of `cfg` calls gets every argument that it needs."""
+def check_arguments(cfg: DictConfig, part: str, complete: bool = True) -> None:
+    """Raise ValueError unless what `part` of `cfg` calls takes the arguments that it gets.
+
+    Args:
+        complete: the part gets no other arguments later, so those it needs must be there.
+    """
     for path, node in walk(OmegaConf.to_container(cfg[part], resolve=False), part):
         if not isinstance(node, dict) or "_target_" not in node:
             continue
         target = locate_target(node["_target_"])
-        missing = [name for name in _needed_arguments(target) if name not in node]
-        if missing:
+        called = getattr(target, "__qualname__", target)
+        arguments, takes_any = _arguments_of(target)
+        unknown = [name for name in node if name not in (*arguments, "_target_")]
+        if unknown and not takes_any:
             raise ValueError(
-                f"`{path}` lacks {' and '.join(f'`{name}`' for name in missing)}, which "
-                f"{getattr(target, '__qualname__', target)} needs; set `{path}.{missing[0]}` in "
-                "the config file"
+                f"`{path}` has {_listed(unknown)}, which {called} does not take"
+                + _remedy(path, str(unknown[0]), arguments)
             )
+        missing = [name for name in _needed_arguments(target) if name not in node]
+        if complete and missing:
+            raise ValueError(
+                f"`{path}` lacks {_listed(missing)}, which {called} needs; set "
+                f"`{path}.{missing[0]}` in the config file"
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
+
+
+def _remedy(path: str, name: str, arguments: list[str]) -> str:
+    similar = difflib.get_close_matches(name, arguments, n=1)
+    if similar:
+        return f"; did you mean `{path}.{similar[0]}`?"
+    return (
+        "; take it out of the config file. To change the target by an override, replace the part "
+        f"as a whole: {path}={{_target_: …, …}}"
+    )
 
 
 def _needed_arguments(target: Callable) -> list[str]:

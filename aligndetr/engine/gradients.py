@@ -13,13 +13,24 @@ CLIP_ARGUMENTS = ("max_norm", "norm_type")
 
 
 def check_clip_arguments(arguments: Mapping[str, float]) -> None:
-    """Raise a ValueError unless these say how to clip."""
+    """Raise a ValueError unless these say how to clip.
+
+    A `max_norm` below 0 would turn the gradients round, 0 would leave none.
+    """
     unknown = sorted(arguments.keys() - set(CLIP_ARGUMENTS))
     if unknown or "max_norm" not in arguments:
         raise ValueError(
             f"`train.clip_grad.params` (={dict(arguments)}) must hold `max_norm` and may hold "
             f"`norm_type`" + (f"; {unknown} have no effect here" if unknown else "")
         )
+    for name in CLIP_ARGUMENTS:
+        value = arguments.get(name, 2)
+        is_number = type(value) in (int, float) or (name == "norm_type" and value == "inf")
+        if not is_number or not float(value) > 0:
+            raise ValueError(
+                f"`train.clip_grad.params.{name}` (={value!r}) must be a number greater than 0; "
+                "for gradients as they are, set train.clip_grad.enabled=False"
+            )
 
 
 def gradient_norms(

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.checkpoint import local_checkpoint
-from aligndetr.config import check_arguments, save_config
+from aligndetr.config import check_arguments, check_known_keys, save_config
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import set_default_backend
 from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
@@ -138,14 +138,19 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Complete the config and refuse, in one clear sentence, what cannot work.
 
     Raises:
-        ValueError: a part of the config is missing, a key of `train` out of its range or without
-            effect yet, device, number of processes or machines, batch size, data set or number of
-            classes. (CheckpointError and DatasetError are ValueErrors.)
+        ValueError: a part of the config is missing, a key is unknown, an argument is missing or
+            not taken, a key of `train` out of its range or without effect yet, device, number of
+            processes or machines, batch size, data set or number of classes. (CheckpointError and
+            DatasetError are ValueErrors.)
         FileNotFoundError: `train.init_checkpoint` does not exist.
         FileExistsError: training would mix with what `train.output_dir` holds.
     """
     check_parts(cfg, training=not args.eval_only)
+    check_known_keys(cfg)
     check_arguments(cfg, "model")
+    if not args.eval_only:
+        for part in ("optimizer", "lr_multiplier"):
+            check_arguments(cfg, part, complete=False)  # `model` comes with the building
     add_later_keys(cfg)
     check_train_keys(cfg)
     check_trackers(cfg.train)

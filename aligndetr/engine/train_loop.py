@@ -37,6 +37,7 @@ from .evaluating import EvalHook
 from .hooks import EMAUpdater
 from .length import images_per_step
 from .metrics_file import METRICS_FILE, cut_at
+from .misfits import naming_the_part
 from .reporting import reporting_hooks
 from .run_state import RUN_KEY, restore_run_state
 from .run_table import run_table
@@ -106,21 +107,27 @@ def rehearse(cfg: DictConfig, args: argparse.Namespace) -> None:
         ValueError, FileNotFoundError, FileExistsError: see `check_run`; a part refuses its
             arguments, or the checkpoint cannot be read or does not fit.
     """
-    check_run(cfg, args)
-    on_cpu = copy.deepcopy(cfg)
-    on_cpu.train.device, on_cpu.train.model_ema.device = "cpu", ""
+    with naming_the_part():
+        check_run(cfg, args)
+        on_cpu = copy.deepcopy(cfg)
+        on_cpu.train.device, on_cpu.train.model_ema.device = "cpu", ""
     logging.disable()  # the run itself will say it
     try:
         for loader in ("test",) if args.eval_only else ("train", "test"):
-            instantiate(OmegaConf.select(on_cpu, f"dataloader.{loader}.mapper"))
+            mapper = f"dataloader.{loader}.mapper"
+            with naming_the_part(mapper):
+                instantiate(OmegaConf.select(on_cpu, mapper))
         if args.eval_only:
-            load_trained(on_cpu)
+            with naming_the_part():
+                load_trained(on_cpu)
             return
-        instantiate(on_cpu.lr_multiplier)
-        build_hooks(on_cpu)
-        _, trainer, _, checkpointer = _build(on_cpu)
-        resume = args.resume and has_checkpoints(cfg.train.output_dir)
-        _load(on_cpu, checkpointer, trainer, resume)
+        with naming_the_part("lr_multiplier"):
+            instantiate(on_cpu.lr_multiplier)
+        with naming_the_part():
+            build_hooks(on_cpu)
+            _, trainer, _, checkpointer = _build(on_cpu)
+            resume = args.resume and has_checkpoints(cfg.train.output_dir)
+            _load(on_cpu, checkpointer, trainer, resume)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -88,6 +88,20 @@ def test_safetensors_hold_what_a_detector_needs_and_no_training(trained, tmp_pat
         load_weights(tiny_model(), found, "a.safetensors", strict=True)
 
 
+def test_tied_weights_and_views_are_written_under_each_name(tmp_path):
+    weight = torch.arange(12.0).view(4, 3)
+    state = {
+        "embed.weight": weight,
+        "output.weight": weight,
+        "half": weight[2:],
+        "turned": weight.T,
+    }
+    write_weights(tmp_path / "a.safetensors", {"model": state}, "safetensors")
+    found = read_checkpoint(str(tmp_path / "a.safetensors"))["model"]
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 def test_a_writing_that_fails_leaves_the_old_file_whole(trained, tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     path.write_text("before")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -46,3 +47,18 @@ def test_small_gradients_stay_as_they_are():
 def test_arguments_without_effect_are_refused(arguments):
     with pytest.raises(ValueError, match=r"train\.clip_grad\.params"):
         check_clip_arguments(arguments)
+
+
+@pytest.mark.parametrize("name", ["max_norm", "norm_type"])
+@pytest.mark.parametrize("value", [-1, 0, 0.0, None, math.nan, True, "0.1", [1]])
+def test_a_norm_that_is_no_number_above_0_is_refused(name, value):
+    remedy = r"must be a number greater than 0; .*train\.clip_grad\.enabled=False"
+    with pytest.raises(
+        ValueError, match=rf"params\.{name}` \(={re.escape(repr(value))}\) {remedy}"
+    ):
+        check_clip_arguments({"max_norm": 0.1, "norm_type": 2, name: value})
+
+
+@pytest.mark.parametrize("norm_type", [2, 1.5, math.inf, "inf"])
+def test_norms_that_torch_knows_pass(norm_type):
+    check_clip_arguments({"max_norm": 0.1, "norm_type": norm_type})

@@ -54,9 +54,34 @@ def test_a_config_that_lacks_a_part_is_told_which(cfg):
 
 
 def test_a_part_of_the_model_that_lacks_an_argument_is_named(cfg):
-    cfg.model.head = {"_target_": "torch.nn.Linear", "in_features": 4}
+    head = {"_target_": "torch.nn.Linear", "in_features": 4}
+    cfg.model = {"_target_": "torch.nn.Identity", "head": head}
     with pytest.raises(ValueError, match=r"`model\.head` lacks `out_features`, which Linear needs"):
         check_run(cfg, arguments())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.tau", 3, "`model` has `tau`, which StandIn does not take; take it out"),
+        ("model", {"_target_": "torch.nn.Identity",
+                   "head": {"_target_": "torch.nn.Linear", "in_feature": 4, "out_features": 3}},
+         r"`model\.head` has `in_feature`, which Linear .*`model\.head\.in_features`\?"),
+        ("optimizer._target_", "torch.optim.SGD",
+         r"`optimizer` has `betas`, which SGD does not take; .* optimizer=\{_target_"),
+        ("optimizer.params.lr_factor_func.factors", 3, r"did you mean .*_func\.factor`\?"),
+        ("lr_multiplier.milestone", [3], r"did you mean `lr_multiplier\.milestones`\?"),
+    ],
+)  # fmt: skip
+def test_arguments_that_a_part_does_not_take_are_named(cfg, key, value, message):
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    with pytest.raises(ValueError, match=message):
+        check_run(cfg, arguments())
+
+
+def test_arguments_that_keywords_take_pass(cfg):
+    cfg.model = {"_target_": "torch.nn.Identity", "anything": 3}
+    check_run(cfg, arguments())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

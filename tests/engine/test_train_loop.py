@@ -1,9 +1,12 @@
 """do_train and do_test from beginning to end, on a stand-in for the detector."""
 
 import json
+import logging
+import re
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from aligndetr.checkpoint import CheckpointError, read_checkpoint
 from aligndetr.engine import build_optimizer, do_test, do_train, rehearse, setup
@@ -210,6 +213,32 @@ def test_a_rehearsal_finds_what_the_run_would_fail_for(finished, tmp_path):
     with pytest.raises(ValueError, match="learning rate"):
         rehearse(cfg, arguments())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.betas", [0.9], r"`optimizer` .*ConfigIndexError: list index out of range"),
+        ("train.hooks", None, "`train.hooks` .*TypeError: 'NoneType' object is not iterable"),
+        ("model", {"_target_": "torch.nn.Linear", "in_features": "a", "out_features": 2},
+         r"`model` .*TypeError: .*\.py, line \d+"),
+        ("train.model_ema", {"enabled": True, "decay": "x", "device": ""},
+         r"`train\.model_ema` .*TypeError"),
+        ("lr_multiplier.values", 3, "`lr_multiplier` .*TypeError"),
+        ("dataloader.train.mapper", {"_target_": "torch.nn.Linear"},
+         r"`dataloader\.train\.mapper` .*TypeError: .*in_features"),
+        ("dataloader.train", None, "the config holds .*'total_batch_size'"),
+    ],
+)  # fmt: skip
+def test_a_rehearsal_names_the_part_with_a_value_that_does_not_fit(tmp_path, key, value, message):
+    cfg = stand_in_config(tmp_path, hooks=[])
+    OmegaConf.update(cfg, key, value, merge=False)
+    with pytest.raises(ValueError, match="does not fit: ") as error:
+        rehearse(cfg, arguments())
+    assert re.search(message, str(error.value))
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value.__cause__, Exception)
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_failed_run_is_not_evaluated(tmp_path):
