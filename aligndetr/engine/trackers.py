@@ -6,8 +6,10 @@ own records only, never the training.
 """
 
 import importlib
+import importlib.util
 import inspect
 import logging
+import os
 import re
 import sys
 import time
@@ -49,6 +51,19 @@ def check_trackers(train: DictConfig) -> None:
             raise ValueError(
                 f"`train.{name}.params` has {unknown}, expected some of {sorted(known)}"
             )
+        if name == "mlflow":
+            _check_store((train.mlflow.get("params") or {}).get("tracking_uri"))
+
+
+def _check_store(tracking_uri: str | None) -> None:
+    """MLflow's own choice of a store is a data base, which mlflow-skinny cannot open."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:"
+    if uri.startswith("sqlite:") and importlib.util.find_spec("sqlalchemy") is None:
+        raise ValueError(
+            f"`train.mlflow.params.tracking_uri` (={tracking_uri!r}) means a data base on this "
+            "machine, which takes the whole MLflow: pip install mlflow, or give a server, "
+            "train.mlflow.params.tracking_uri=http://my-server:5000"
+        )
 
 
 def _known_params(name: str) -> set[str]:

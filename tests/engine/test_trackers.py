@@ -1,9 +1,11 @@
 """Weights & Biases and MLflow get what metrics.json gets."""
 
+import importlib.util
+
 import pytest
 from detectron2.utils.events import EventStorage
 
-from aligndetr.engine import setup
+from aligndetr.engine import setup, trackers
 from aligndetr.engine.trackers import (
     MlflowWriter,
     WandbWriter,
@@ -77,6 +79,22 @@ def test_unknown_params_are_refused_before_the_run(name, tmp_path):
     cfg.train[name] = {"enabled": True, "params": {"projcet": "x"}}
     with pytest.raises(ValueError, match=rf"`train\.{name}\.params` has \['projcet'\]"):
         setup(cfg, arguments())
+
+
+@pytest.mark.parametrize("uri", ["", None, "sqlite:///mlflow.db"])
+def test_a_data_base_without_the_whole_mlflow_is_refused(uri, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # of sqlalchemy
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="pip install mlflow, or give a server"):
+        trackers._check_store(uri)
+
+
+def test_a_server_needs_no_more_than_mlflow_skinny(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    trackers._check_store("http://localhost:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    trackers._check_store("")
 
 
 def test_mlflow_gets_metrics_and_goes_on_after_a_resume(tmp_path, monkeypatch):
