@@ -183,4 +183,7 @@ def _is_rehearsal(output_dir: str) -> bool:
         saved = load_yaml(read_yaml_text(config_file))
     except ValueError:  # whoever wrote it, it is no fast_dev_run's
         return False
-    return bool(OmegaConf.select(OmegaConf.create(saved), "train.fast_dev_run.enabled"))
+    run = saved
+    for key in ("train", "fast_dev_run", "enabled"):
+        run = run.get(key) if isinstance(run, dict) else None
+    return run is True
