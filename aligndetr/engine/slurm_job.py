@@ -35,7 +35,7 @@ class TrainingJob:
         Raises:
             RuntimeError: it failed; its output, in the job's log, says why.
         """
-        from submitit.helpers import TorchDistributedEnvironment
+        from submitit.helpers import TorchDistributedEnvironment  # pyright: ignore
 
         place = TorchDistributedEnvironment()
         environment = {name: str(getattr(place, name.lower())) for name in TORCHRUN}
@@ -57,7 +57,7 @@ class TrainingJob:
 
         submitit calls this on rank 0, in the handler of its signal.
         """
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # pyright: ignore
 
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR1)

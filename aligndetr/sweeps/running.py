@@ -162,7 +162,7 @@ def _job(run: Run, folder: Path, train: Sequence[str], slurm: Slurm) -> Any:
     logs = folder / "slurm"
     settings = _read(folder / RUN_FILE)
     if "job" in settings:
-        import submitit
+        import submitit  # pyright: ignore
 
         job = submitit.SlurmJob(logs, settings["job"])
         if not job.done(force_check=True):
@@ -207,7 +207,7 @@ def _wait_for(command: list[str]) -> int:
     return code
 
 
-def _max_iter(path: Path) -> float:
+def _max_iter(path: Path) -> int:
     """`train.max_iter` of a saved config, which may name classes that only its `.py` may build."""
     try:
         data = load_yaml(read_yaml_text(path))
@@ -215,7 +215,7 @@ def _max_iter(path: Path) -> float:
         value = OmegaConf.select(cfg, "train.max_iter")  # may refer to another key
     except (OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(value, int | float):
+    if type(value) is not int:
         raise ValueError(
             f"{path}: `train.max_iter` is {value!r}, so whether the run is finished is unknown; "
             "write its number of iterations there, or remove the folder to train it again"

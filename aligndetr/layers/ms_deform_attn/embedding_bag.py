@@ -278,9 +278,8 @@ def _add_to_corners(grad_table: Tensor, bags: _Bags, grad_out: Tensor) -> None:
     columns = (bags.corner_weights.flatten(), bags.index.flatten(), _bag_starts(bags.index))
     shape = (len(grad_table), len(bags.index))
     by_row = csc_array(tuple(column.numpy() for column in columns), shape=shape).tocsr()
-    entries = _sparse_rows(
-        *map(torch.from_numpy, (by_row.indptr, by_row.indices, by_row.data)), len(bags.index)
-    )
+    starts, bag, weights = map(torch.from_numpy, (by_row.indptr, by_row.indices, by_row.data))
+    entries = _sparse_rows(starts, bag, weights, len(bags.index))
     torch.addmm(grad_table, entries, grad_out, out=grad_table)
 
 
