@@ -11,7 +11,7 @@ from .known_keys import check_known_keys
 from .loading import load_config
 from .overrides import apply_overrides
 from .shared import get_config
-from .yaml_io import config_from_yaml, config_to_yaml, save_config
+from .yaml_io import config_from_yaml, config_to_yaml, save_config, saved_value
 
 __all__ = [
     "ITERS_PER_EPOCH",
@@ -25,4 +25,5 @@ __all__ = [
     "get_config",
     "load_config",
     "save_config",
+    "saved_value",
 ]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from aligndetr.utils.files import atomic_path
-from aligndetr.utils.safe_yaml import PlainLoader, load_yaml
+from aligndetr.utils.safe_yaml import PlainLoader, load_yaml, read_yaml_text
 
 from .allow_list import check_targets, has_resolver
 from .reference_config import (
@@ -126,6 +126,22 @@ def save_config(cfg: DictConfig, path: str | os.PathLike) -> None:
         config_from_yaml(text)
     except ValueError as error:
         logger.warning("%s is a record only and cannot be used as a config: %s", path, error)
+
+
+def saved_value(path: str | os.PathLike, key: str) -> Any:
+    """The value of `key` ("train.seed") in a saved config, None where there is none.
+
+    The config may name classes that only its `.py` file may build.
+
+    Raises:
+        ValueError: no YAML, or `key` refers to what is not there.
+    """
+    try:
+        data = load_yaml(read_yaml_text(path))
+        # OmegaConf, for the value may be a reference to another key.
+        return OmegaConf.select(OmegaConf.create(data if isinstance(data, dict) else {}), key)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def _to_plain(value: Any, key: str, cfg: DictConfig) -> Any:

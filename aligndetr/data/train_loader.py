@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from .draws import DrawnDataset, ShuffledIndices, batches_of_draws
 from .records import Records
 from .worker_signals import leave_signals_to_parent
+from .worker_tensors import send_small_tensors_by_value
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class TrainLoader:
             num_workers=self.num_workers,
             prefetch_factor=self._prefetch_factor,
             pin_memory=self.pin_memory,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=_start_worker,
             # Its own, or the seed of the workers would be drawn from the global generator.
             generator=torch.Generator(),
         )
@@ -126,6 +127,11 @@ class TrainLoader:
             "world_size": comm.get_world_size(),
             "groups": 1 if self._groups is None else 2,
         }
+
+
+def _start_worker(worker_id: int) -> None:
+    leave_signals_to_parent(worker_id)
+    send_small_tensors_by_value(worker_id)
 
 
 def _as_it_is(sample: Any) -> Any:

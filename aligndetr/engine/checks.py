@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from aligndetr.config import saved_value
 from aligndetr.layers import check_backend_name
-from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 
 from .gradients import check_clip_arguments
 from .length import FROM_DATA
@@ -45,14 +45,16 @@ _MISSING = object()
 
 def check_parts(cfg: DictConfig, training: bool) -> None:
     """Raise a ValueError unless the config has the parts that a run is made of."""
-    parts = ["train", "model", "dataloader"] + ["optimizer", "lr_multiplier"] * training
+    parts = ["train", "model", "dataloader.test", "dataloader.evaluator"]
+    if training:
+        parts += ["dataloader.train", "optimizer", "lr_multiplier"]
     if "dataloader" in cfg and "${dataset." in str(OmegaConf.to_container(cfg.dataloader)):
         parts.append("dataset")
-    missing = [part for part in parts if part not in cfg]
+    missing = [part for part in parts if OmegaConf.select(cfg, part) is None]
     if missing:
         raise ValueError(
-            f"the config has no {' and no '.join(f'`{part}`' for part in missing)}; a config file "
-            f"must define or import each of {', '.join(parts)}"
+            f"the config has no {' and no '.join(f'`{part}`' for part in missing)}, or it is null; "
+            f"a config file must define or import each of {', '.join(parts)}"
         )
 
 
@@ -180,10 +182,6 @@ def _is_rehearsal(output_dir: str) -> bool:
     if not config_file.is_file():
         return False
     try:
-        saved = load_yaml(read_yaml_text(config_file))
+        return saved_value(config_file, "train.fast_dev_run.enabled") is True
     except ValueError:  # whoever wrote it, it is no fast_dev_run's
         return False
-    run = saved
-    for key in ("train", "fast_dev_run", "enabled"):
-        run = run.get(key) if isinstance(run, dict) else None
-    return run is True

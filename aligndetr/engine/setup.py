@@ -19,10 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.checkpoint import local_checkpoint
-from aligndetr.config import check_arguments, check_known_keys, save_config
+from aligndetr.config import check_arguments, check_known_keys, save_config, saved_value
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import set_default_backend
-from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 
 from .checks import (
     add_later_keys,
@@ -106,21 +105,13 @@ def settle_seed(cfg: DictConfig, resume: bool = False) -> None:
         logger.info("Seed %d", cfg.train.seed)
         return
     earlier = Path(cfg.train.output_dir) / "config.yaml"
-    seed = -1
+    seed = None
     if resume and comm.is_main_process() and earlier.exists():
-        seed = _seed_in(earlier)
-    if seed < 0:
+        seed = saved_value(earlier, "train.seed")
+    if type(seed) is not int or seed < 0:
         seed = secrets.randbelow(2**31)
     cfg.train.seed = comm.all_gather(seed)[0]
     logger.info("Seed %d, drawn; train.seed=%d repeats the run", cfg.train.seed, cfg.train.seed)
-
-
-def _seed_in(config_file: Path) -> int:
-    """-1 where an earlier run has saved none."""
-    saved = load_yaml(read_yaml_text(config_file))
-    train = saved.get("train") if isinstance(saved, dict) else None
-    seed = train.get("seed") if isinstance(train, dict) else None
-    return seed if type(seed) is int else -1
 
 
 def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:

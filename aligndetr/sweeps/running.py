@@ -13,15 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from aligndetr.config import apply_overrides, load_config
+from aligndetr.config import apply_overrides, load_config, saved_value
 from aligndetr.engine.metrics_file import METRICS_FILE, has_evaluation
 from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED
 from aligndetr.engine.slurm_job import submit
 from aligndetr.utils.files import atomic_path
-from aligndetr.utils.safe_yaml import load_yaml, read_yaml_text
 from aligndetr.utils.signals import STOP_SIGNALS
 
 from .grid import Run
@@ -208,13 +204,8 @@ def _wait_for(command: list[str]) -> int:
 
 
 def _max_iter(path: Path) -> int:
-    """`train.max_iter` of a saved config, which may name classes that only its `.py` may build."""
-    try:
-        data = load_yaml(read_yaml_text(path))
-        cfg = OmegaConf.create(data if isinstance(data, dict) else {})
-        value = OmegaConf.select(cfg, "train.max_iter")  # may refer to another key
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    """`train.max_iter` of a saved config."""
+    value = saved_value(path, "train.max_iter")
     if type(value) is not int:
         raise ValueError(
             f"{path}: `train.max_iter` is {value!r}, so whether the run is finished is unknown; "

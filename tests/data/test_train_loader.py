@@ -50,6 +50,30 @@ def test_a_new_loader_goes_on_where_an_old_one_stood(grouping, taken, tmp_path):
     assert take(14 - taken, new) == whole[taken:]
 
 
+def with_tensors(sample):
+    return {
+        "image": torch.full((3, 200, 200), sample["n"], dtype=torch.uint8),
+        "boxes": torch.rand(7, 4)[::2],
+        "none": torch.empty(0, 4),
+        "half": torch.rand(2).bfloat16(),  # which numpy does not have
+        "weight": torch.rand(2).requires_grad_(),
+    }
+
+
+def test_a_worker_shares_large_tensors_alone():
+    """Each shared one is an open file of this process."""
+    alone = take(3, make_loader(mapper=with_tensors))
+    by_worker = take(3, make_loader(mapper=with_tensors, num_workers=1))
+    for ours, theirs in zip(itertools.chain(*by_worker), itertools.chain(*alone), strict=True):
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), name
+            assert tensor.dtype == theirs[name].dtype
+            assert tensor.requires_grad == theirs[name].requires_grad
+        assert ours["image"].is_shared()
+        assert not ours["boxes"].is_shared()
+        ours["boxes"] += 1  # may be written to, without a warning
+
+
 def test_upright_and_lying_images_come_apart():
     for batch in take(20, make_loader()):
         assert len({x["n"] in (0, 2, 4, 6) for x in batch}) == 1

@@ -1,5 +1,6 @@
 """A key of a config file that nothing reads is refused, as one of an override is."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,10 @@ def test_parts_of_the_users_own_and_arguments_of_other_libraries_pass(tmp_path, 
     check_run(cfg, arguments())
 
 
-@pytest.mark.parametrize("key", ["train", "train.amp", "train.clip_grad.params"])
-@pytest.mark.parametrize("value", [None, True])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train", True), *product(["train.amp", "train.clip_grad.params"], [None, True])],
+)
 def test_a_group_that_is_none_is_named(tmp_path, key, value):
     cfg = stand_in_config(tmp_path)
     OmegaConf.update(cfg, key, value)

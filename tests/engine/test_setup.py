@@ -49,7 +49,14 @@ def test_a_sound_run_passes_and_writes_nothing(cfg, tmp_path):
 def test_a_config_that_lacks_a_part_is_told_which(cfg):
     cfg.dataloader.train.seed = "${dataset.seed}"  # as the shipped data refers to it
     del cfg.lr_multiplier
-    with pytest.raises(ValueError, match="no `lr_multiplier` and no `dataset`;.* optimizer"):
+    with pytest.raises(ValueError, match="no `lr_multiplier` and no `dataset`, .* optimizer"):
+        check_run(cfg, arguments())
+
+
+@pytest.mark.parametrize("part", ["train", "model", "dataloader.test", "lr_multiplier"])
+def test_a_part_that_is_null_is_named(cfg, part):
+    OmegaConf.update(cfg, part, None)
+    with pytest.raises(ValueError, match=rf"the config has no `{part}`, or it is null; "):
         check_run(cfg, arguments())
 
 

@@ -227,7 +227,6 @@ def test_a_rehearsal_finds_what_the_run_would_fail_for(finished, tmp_path):
         ("lr_multiplier.values", 3, "`lr_multiplier` .*TypeError"),
         ("dataloader.train.mapper", {"_target_": "torch.nn.Linear"},
          r"`dataloader\.train\.mapper` .*TypeError: .*in_features"),
-        ("dataloader.train", None, "the config holds .*'total_batch_size'"),
     ],
 )  # fmt: skip
 def test_a_rehearsal_names_the_part_with_a_value_that_does_not_fit(tmp_path, key, value, message):

@@ -38,7 +38,8 @@ dataloader.train.mapper.augmentation = [
 ]
 dataloader.train.mapper.augmentation_with_crop = None
 dataloader.train.total_batch_size = 8
-dataloader.train.num_workers = dataloader.test.num_workers = 0  # the cores are busy training
+dataloader.train.num_workers = 1  # as many cores as small machines can spare beside the training
+dataloader.test.num_workers = 0
 
 # GroupNorm and nothing frozen: there are no pre-trained weights to take statistics from.
 STEM, *STAGES = CHANNELS = [32, 32, 64, 128, 256]
