@@ -112,10 +112,11 @@ class TransformerDecoder(TransformerLayerSequence):
                 None.
 
         Returns:
-            states (N, B, Q, C), normed; references (N, B, Q, 4), each layer's refined boxes.
+            states (N, B, Q, C), normed; references (N, B, Q, 4), the boxes that each layer starts
+            from: `reference_points`, then its predecessor's, refined.
         """
         ratios = valid_ratios.repeat(1, 1, 2)[:, None]  # of the padded batch: (B, 1, L, 4)
-        states, references = [], []
+        states, references = [], [reference_points]
         for index, layer in enumerate(self.layers):
             level_references = reference_points[:, :, None] * ratios
             query = self.run_layer(
@@ -129,11 +130,13 @@ class TransformerDecoder(TransformerLayerSequence):
                 reference_points=level_references,
                 spatial_shapes=spatial_shapes,
             )
+            states.append(self.norm(query))
+            if index + 1 == self.num_layers:
+                break
             # Boxes are refined from the un-normed state but predicted, by the model, from the
             # normed one: one head on two inputs. The published weights were trained so.
             refined = refine_boxes(self.bbox_embed[index](query), reference_points)
             reference_points = refined.detach()
-            states.append(self.norm(query))
             references.append(refined if self.look_forward_twice else reference_points)
         return torch.stack(states), torch.stack(references)
 

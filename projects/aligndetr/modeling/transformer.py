@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         query_embed: tuple[Tensor | None, Tensor | None],
         attn_masks: list[Tensor | None] | None,
         num_hybrid: int = 0,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run encoder and decoder.
 
         Args:
@@ -105,8 +105,7 @@ class Transformer(nn.Module):
 
         Returns:
             inter_states: (N, B, D + Q, C), normed.
-            init_reference: (B, D + Q, 4), the boxes that the first layer starts from.
-            inter_references: (N, B, D + Q, 4), the boxes after each layer.
+            references: (N, B, D + Q, 4), the boxes that each layer starts from.
             enc_state: (B, Q, C), the tokens that became proposals.
             enc_reference: (B, Q, 4), their boxes, with gradient.
         """
@@ -125,7 +124,7 @@ class Transformer(nn.Module):
         num_queries = state.shape[1] - num_hybrid
         query, reference = self._initial_queries(state, boxes, query_embed, num_queries)
         enc_state, enc_reference = state[:, :num_queries], boxes[:, :num_queries]
-        inter_states, inter_references = self.decoder(
+        inter_states, references = self.decoder(
             query=query,
             memory=memory,
             memory_padding_mask=levels.padding_mask,
@@ -134,7 +133,7 @@ class Transformer(nn.Module):
             valid_ratios=levels.valid_ratios,
             attn_masks=attn_masks,
         )
-        return inter_states, reference, inter_references, enc_state, enc_reference
+        return inter_states, references, enc_state, enc_reference
 
     def _select_proposals(
         self, memory: Tensor, levels: FeatureLevels, count: int
