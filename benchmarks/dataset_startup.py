@@ -5,8 +5,8 @@ python benchmarks/dataset_startup.py --sizes coco objects365
 Writes a json of COCO's and one of Objects365's size (random boxes, no masks) to a temporary
 folder: 0.1 and 4 GB, and twice that for a while. A start goes from the json to the loader's first
 batch, with a mapper that decodes nothing, in a process of its own whose imports are not counted;
-its memory is what the process holds more after reading 5,000 images. Records are compared with
-detectron2's first, every one of them; a difference ends the run without a time.
+its memory is what the process holds more after reading 5,000 images. At COCO's size records are
+compared with detectron2's first, every one of them; a difference ends the run without a time.
 
 detectron2's loader runs at COCO's size. Its figures for Objects365 are extrapolated in proportion
 to the number of boxes, and named so: it would need some tens of gigabytes.

@@ -20,8 +20,10 @@ NOT_RUN = {
     "pip install *": "needs the network",
     "make *": "minutes to half an hour; .ci/run makes lint, types, docs, test and test-page",
     "srun *": "needs a SLURM cluster",
-    "torchrun --nnodes 2 *": "needs two machines",
-    "python tools/train_net.py --num-gpus 8 --num-machines 2 *": "needs two machines",
+    "torchrun --nnodes 2 *": "needs two machines; tests/engine/test_two_machines.py",
+    "python tools/train_net.py --num-gpus 8 --num-machines 2 *": "needs two machines; "
+    "tests/engine/test_two_machines.py",
+    "trtexec *": "needs TensorRT",
     "python tools/train_on_slurm.py *": "needs a cluster; tests/engine/test_slurm_job.py",
     "python tools/sweep.py * --num-gpus 8 *": "four trainings for eight GPUs; the demo's is run",
     "*train.wandb.enabled=True*": "needs an account and a server; tests/engine/test_trackers.py",

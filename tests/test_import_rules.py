@@ -53,6 +53,7 @@ EXCEPTIONS = {
         "aligndetr.config.check_known_keys",
         "aligndetr.config.config_to_yaml",
         "aligndetr.config.save_config",
+        "aligndetr.config.saved_value",
         "aligndetr.layers.check_backend_name",
         "aligndetr.layers.set_default_backend",
     },

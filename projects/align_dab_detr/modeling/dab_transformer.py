@@ -22,6 +22,7 @@ from aligndetr.layers import (
     get_sine_pos_embed,
 )
 from aligndetr.modeling import refine_boxes
+from aligndetr.modeling.widths import check_same_width
 
 MIN_EDGE = 1e-4
 """Of an anchor, as a share of the image: attention is divided by its width and height."""
@@ -195,11 +196,7 @@ class DabDetrTransformer(nn.Module):
 
     def __init__(self, encoder: DabDetrTransformerEncoder, decoder: DabDetrTransformerDecoder):
         super().__init__()
-        if encoder.embed_dim != decoder.embed_dim:
-            raise ValueError(
-                f"`model.transformer.encoder.embed_dim` (={encoder.embed_dim}) must equal "
-                f"`model.transformer.decoder.embed_dim` (={decoder.embed_dim})"
-            )
+        check_same_width(encoder, decoder)
         self.encoder = encoder
         self.decoder = decoder
         self.embed_dim = encoder.embed_dim

@@ -18,6 +18,7 @@ from aligndetr.modeling import (
     propose_from_tokens,
     valid_ratio,
 )
+from aligndetr.modeling.widths import check_same_width
 
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
@@ -47,11 +48,7 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         check_num_levels(num_feature_levels)
-        if encoder.embed_dim != decoder.embed_dim:
-            raise ValueError(
-                f"`model.transformer.encoder.embed_dim` (={encoder.embed_dim}) must equal "
-                f"`model.transformer.decoder.embed_dim` (={decoder.embed_dim})"
-            )
+        check_same_width(encoder, decoder)
         self.encoder = encoder
         self.decoder = decoder
         self.num_feature_levels = num_feature_levels
