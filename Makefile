@@ -16,7 +16,7 @@ DEMO_OUTPUT := output/demo
 
 help:
 	@echo "make setup   create $(VENV) and install everything, detectron2 included"
-	@echo "make demo    train, evaluate and draw on real aerial images (12 to 25 minutes on two cores)"
+	@echo "make demo    train, evaluate and draw on real aerial images (12 to 30 minutes on two cores)"
 	@echo "make test    run the tests"
 	@echo "make test-page   run the tests of page (aligndetr app) and report in a headless Chromium"
 	@echo "make lint    check style and format"

@@ -1,4 +1,4 @@
-"""A small AlignDETR on aerial images of trees, from nothing: twelve to twenty-five minutes on two
+"""A small AlignDETR on aerial images of trees, from nothing: twelve to thirty minutes on two
 CPU cores.
 
 make demo, or: python tools/prepare_demo_data.py
