@@ -1,4 +1,4 @@
-"""Deformable attention on the CPU as one `embedding_bag`: PyTorch, and a sort of scipy's backward.
+"""Deformable attention on the CPU as one `embedding_bag`: PyTorch, and scipy for the backward pass.
 
 A sample is four weighted rows of the value table, so a query's result for one head is a bag of
 4 * L * P weighted rows: what `F.embedding_bag` sums without ever storing the rows. README.md
@@ -8,9 +8,7 @@ Shapes: B batch, Q queries, S tokens over all levels, L levels, M heads, P point
 K = L * P samples in a bag, n bags in a part, R cells in the table of one image.
 """
 
-import functools
 import math
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .bordered_table import crop_levels, pad_levels, padded_area
+from .sparse_products import add_to_rows, dot_with_rows
 
 # Bags handled at once: indices and weights of a part (8 MB at K = 16) stay in the L3 cache.
 PART = 16384
@@ -82,12 +81,12 @@ class _EmbeddingBagAttention(torch.autograd.Function):
             grad_bags = part.read(grad_out)
             rows = part.of_table(table)
             grad_x, grad_y, grad_weight = _sample_gradients(
-                _dot_with_corners(bags.index, grad_bags, rows), bags
+                dot_with_rows(grad_bags, bags.index, rows), bags
             )
             part.write(grad_locations[..., 0], grad_x)
             part.write(grad_locations[..., 1], grad_y)
             part.write(grad_weights, grad_weight)
-            _add_to_corners(part.of_table(grad_table), bags, grad_bags)
+            add_to_rows(part.of_table(grad_table), bags.index, bags.corner_weights, grad_bags)
         return (
             crop_levels(grad_table.transpose(1, 2), ctx.spatial_shapes, value),
             None,
@@ -240,17 +239,6 @@ def _corner_weights(weights: Tensor, fraction: Tensor) -> Tensor:
     return shares
 
 
-def _dot_with_corners(index: Tensor, grad_out: Tensor, table: Tensor) -> Tensor:
-    """(n, 4, K): dot product of each bag's output gradient with the rows it summed.
-
-    These are the entries `index` of `grad_out @ table.T`, which `sampled_addmm` computes alone.
-    """
-    zeros = table.new_zeros(index.numel())
-    entries = _sparse_rows(_bag_starts(index), index.flatten(), zeros, len(table))
-    torch.sparse.sampled_addmm(entries, grad_out, table.t(), beta=0.0, out=entries)
-    return entries.values().view(index.shape)
-
-
 def _sample_gradients(products: Tensor, bags: _Bags) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a location's x, of its y, and of the attention weight, each (n, K)."""
     top_left, top_right, bottom_left, bottom_right = products.unbind(1)
@@ -265,47 +253,3 @@ def _sample_gradients(products: Tensor, bags: _Bags) -> tuple[Tensor, Tensor, Te
     grad_x = slope_x.mul_(bags.weights).mul_(width)
     grad_y = slope_y.mul_(bags.weights).mul_(height)
     return grad_x, grad_y, grad_weight
-
-
-def _add_to_corners(grad_table: Tensor, bags: _Bags, grad_out: Tensor) -> None:
-    """Add each bag's output gradient, weighted, to the table rows that the bag summed.
-
-    The forward pass transposed, a sparse matrix times `grad_out`: one row of it for each table
-    row, with the bags that read it. scipy keeps their order, so sums have a fixed one.
-    """
-    from scipy.sparse import csc_array  # takes a tenth of a second, which only training needs
-
-    columns = (bags.corner_weights.flatten(), bags.index.flatten(), _bag_starts(bags.index))
-    shape = (len(grad_table), len(bags.index))
-    by_row = csc_array(tuple(column.numpy() for column in columns), shape=shape).tocsr()
-    starts, bag, weights = map(torch.from_numpy, (by_row.indptr, by_row.indices, by_row.data))
-    entries = _sparse_rows(starts, bag, weights, len(bags.index))
-    torch.addmm(grad_table, entries, grad_out, out=grad_table)
-
-
-def _bag_starts(index: Tensor) -> Tensor:
-    """(n + 1,) int32: where each bag begins in the flat `index`, and where the last one ends."""
-    bag_length = index.shape[1:].numel()
-    return torch.arange(0, index.numel() + 1, bag_length, dtype=torch.int32)
-
-
-def _sparse_rows(starts: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
-    """A sparse CSR matrix whose columns may be unsorted and repeat within a row."""
-    _silence_sparse_warning()
-    return torch.sparse_csr_tensor(
-        starts,
-        columns,
-        values,
-        size=(len(starts) - 1, num_columns),
-        check_invariants=False,  # they are not those of a canonical matrix, which is fine here
-    )
-
-
-@functools.cache
-def _silence_sparse_warning() -> None:
-    """torch warns once per process that CSR tensors are in beta, and some versions that nobody
-    checks them though they were told not to: let that be now, unheard."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        index = torch.tensor([0, 1])
-        torch.sparse_csr_tensor(index, index[:1], torch.ones(1), (1, 1), check_invariants=False)

@@ -45,15 +45,6 @@ def _obstacle_to_cpu_code(device: torch.device) -> str | None:
     return _obstacle_to_capture(device)
 
 
-def _obstacle_to_embedding_bag(device: torch.device) -> str | None:
-    obstacle = _obstacle_to_cpu_code(device)
-    if obstacle:  # first: torch.compile cannot follow the question for MKL
-        return obstacle
-    if not torch.backends.mkl.is_available():
-        return "needs a build of torch with MKL for its backward pass"
-    return None
-
-
 def _obstacle_to_cpp(device: torch.device) -> str | None:
     return _obstacle_to_cpu_code(device) or cpp_build.obstacle()
 
@@ -65,7 +56,7 @@ def _obstacle_to_triton(device: torch.device) -> str | None:
 BACKENDS = {
     "cpp": Backend(ms_deform_attn_cpp, _obstacle_to_cpp),
     "deterministic": Backend(ms_deform_attn_deterministic, _obstacle_to_capture),
-    "embedding_bag": Backend(ms_deform_attn_embedding_bag, _obstacle_to_embedding_bag),
+    "embedding_bag": Backend(ms_deform_attn_embedding_bag, _obstacle_to_cpu_code),
     "reference": Backend(ms_deform_attn_reference, lambda _: None),
     "triton": Backend(ms_deform_attn_triton, _obstacle_to_triton, takes_half=True),
 }
@@ -94,7 +85,7 @@ def multi_scale_deformable_attn(
         backend: "auto" or a name in BACKENDS. "auto" takes what the environment variable
             ALIGNDETR_MS_DEFORM_ATTN names, or else `set_default_backend`; where that cannot
             run or nothing is named, triton on CUDA and embedding_bag on the CPU. Where these
-            cannot run either (a graph is being captured, no triton, no MKL) it is the reference,
+            cannot run either (a graph is being captured, no triton) it is the reference,
             or deterministic on a GPU under `torch.use_deterministic_algorithms`.
 
     Returns:
