@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401 - looking for pip, as is done here, would spoil its first import
 
 from aligndetr import install_detectron2 as installer
 
