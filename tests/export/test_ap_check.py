@@ -1,6 +1,5 @@
 """`ap_check`: a file is written only if its AP on the val set is the model's, within 0.1."""
 
-import json
 import math
 import shutil
 import sys
@@ -23,6 +22,7 @@ from aligndetr.export import (
 )
 from aligndetr.inference import Predictor
 from tests.export.conftest import IMAGES, MAX_SIZE, NAMES, SHORT_EDGE
+from tests.own_detections import write_val_set
 
 CONFIG = str(Path(__file__).parents[2] / "projects/aligndetr/configs/aligndetr_demo.py")
 
@@ -30,24 +30,8 @@ CONFIG = str(Path(__file__).parents[2] / "projects/aligndetr/configs/aligndetr_d
 @pytest.fixture(scope="module")
 def data(predictor, tmp_path_factory):
     """A val set whose objects are a part of what the model finds, moved a little."""
-    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    (root / "annotations").mkdir()
-    (root / "val").mkdir()
-    content = {"images": [], "annotations": []}
-    content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
-    for image_id, path in enumerate(IMAGES, start=3):
-        shutil.copy(path, root / "val")
-        found = predictor(path, score_threshold=0)
-        height, width = found.image_size
-        content["images"].append(
-            {"id": image_id, "file_name": path.name, "height": height, "width": width}
-        )
-        for detection in list(found)[::3]:
-            x0, y0, x1, y1 = np.array(detection.box) + rng.uniform(-3, 3, 4)
-            annotation = {"bbox": [x0, y0, max(x1 - x0, 1), max(y1 - y0, 1)], "iscrowd": 0}
-            annotation |= {"image_id": image_id, "category_id": detection.class_id + 1}
-            content["annotations"].append(annotation | {"id": len(content["annotations"]) + 1})
-    (root / "annotations/instances_val.json").write_text(json.dumps(content))
+    root = tmp_path_factory.mktemp("data")
+    write_val_set(root, predictor, IMAGES, NAMES)
     return root
 
 

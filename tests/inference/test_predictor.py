@@ -20,6 +20,7 @@ from aligndetr.evaluation import evaluate
 from aligndetr.inference import Predictor
 from aligndetr.layers import set_default_backend
 from tests.data.coco_json import COCO_TINY
+from tests.own_detections import write_val_set
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "projects/aligndetr/configs/aligndetr_demo.py")
@@ -71,25 +72,8 @@ def predictor(folder):
 @pytest.fixture(scope="module")
 def data(folder, predictor):
     """A data set whose objects are a part of what the model finds, some of them moved a little."""
-    root, rng = folder / "data", np.random.default_rng(0)
-    (root / "annotations").mkdir(parents=True)
-    (root / "val").mkdir()
-    content = {"images": [], "annotations": []}
-    # Category ids with gaps: the labels are not the ids.
-    content["categories"] = [{"id": 7 * i + 5, "name": name} for i, name in enumerate(NAMES)]
-    for image_id, path in enumerate(IMAGES, start=3):
-        shutil.copy(path, root / "val" / path.name)
-        found = predictor(path, score_threshold=0)
-        height, width = found.image_size
-        content["images"].append(
-            {"id": image_id, "file_name": path.name, "height": height, "width": width}
-        )
-        for detection in list(found)[::3]:
-            x0, y0, x1, y1 = np.array(detection.box) + rng.uniform(-3, 3, 4)
-            annotation = {"bbox": [x0, y0, max(x1 - x0, 1), max(y1 - y0, 1)], "iscrowd": 0}
-            annotation |= {"image_id": image_id, "category_id": 7 * detection.class_id + 5}
-            content["annotations"].append(annotation | {"id": len(content["annotations"]) + 1})
-    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    root = folder / "data"
+    write_val_set(root, predictor, IMAGES, NAMES)
     return root
 
 
