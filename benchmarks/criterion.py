@@ -95,9 +95,9 @@ def train_step(criterion, step) -> tuple[dict[str, Tensor], list[Tensor]]:
     return losses, torch.autograd.grad(total, leaves)
 
 
-def verify(ours: AlignDETRCriterion, objects: int, queries: int = 900) -> None:
+def verify(ours: AlignDETRCriterion, objects: int, queries: int = 900, device: str = "cpu") -> None:
     """Raise AssertionError where a loss or a gradient differs from the baseline's (float64)."""
-    step = random_step(objects, queries, dtype=torch.float64)
+    step = random_step(objects, queries, dtype=torch.float64, device=device)
     losses, gradients = train_step(ours, step)
     expected, expected_gradients = train_step(BaselineCriterion(ours), step)
     assert losses.keys() == expected.keys(), losses.keys() ^ expected.keys()
@@ -120,11 +120,10 @@ def main() -> None:
     repeats = min(args.repeats, 3) if args.quick else args.repeats
 
     report = Report(args.threads)
-    ours = r50_criterion()
+    ours = r50_criterion().to(args.device)
     for objects in args.objects:
-        verify(ours, objects)
+        verify(ours, objects, device=args.device)
     print("aligndetr, baseline: equal in every loss and gradient (float64)")
-    ours.to(args.device)
     candidates = {BASELINE: BaselineCriterion(ours), OURS: ours}
     for objects in args.objects:
         step = random_step(objects, device=args.device)

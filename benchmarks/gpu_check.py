@@ -3,11 +3,13 @@
     python benchmarks/gpu_check.py [--device cuda] [--quick]
 
 Golden numbers on the GPU, Triton against the reference, host syncs, mixed precision, exact resume,
-DDP over NCCL, the benchmark of deformable attention, and a table at the end. Runs from a checkout:
-the golden numbers lie in tests/. Exit code 0: all checks passed or were skipped for the reason
-given; 1: one failed; 2: there is no such device. `--device cpu` runs what can do without a GPU.
+DDP over NCCL, the benchmarks of attention, criterion and model, and a table at the end. Runs from
+a checkout: the golden numbers lie in tests/. Exit code 0: all checks passed or were skipped for the
+reason given; 1: one failed; 2: there is no such device. `--device cpu` runs what can do without a
+GPU.
 
-Last run: one H200, torch 2.11, 2026-11-28; docs/performance.md has what it found.
+Last run: one H200, torch 2.11, 2026-11-28, without the last two benchmarks; docs/performance.md has
+what it found.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import aligndetr.quiet  # noqa: F401 (before detectron2)
 import torch
 
 from aligndetr.layers.ms_deform_attn.functional import BACKEND_VARIABLE
-from benchmarks.gpu_checks import attention, engine, golden, host, training
+from benchmarks.gpu_checks import attention, engine, golden, host, speed, training
 from benchmarks.gpu_checks.common import Check, Skip, turn_tf32_off, with_triton
 
 QUICK = {
@@ -54,6 +56,8 @@ THOROUGH = {
     "exact resume of a run": engine.exact_resume,
     "two processes equal one": training.two_processes_equal_one,
     "speed of deformable attention": attention.attention_benchmark,
+    "speed of the criterion": speed.criterion_benchmark,
+    "speed of the model": speed.model_benchmark,
 }
 
 

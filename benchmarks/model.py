@@ -101,12 +101,12 @@ def candidate_names(with_peer: bool) -> list[str]:
     return [BASELINE, OURS, *([PEER] if with_peer and peers.is_available() else [])]
 
 
-def verify(config: Path) -> None:
+def verify(config: Path, device: str) -> None:
     """Raise AssertionError where detections, a loss or a gradient differ from the baseline's.
 
     In float64, on two small images of which one is padded.
     """
-    cfg = load_config(config, "cpu", num_queries=100)  # fewer than tokens: they have to be chosen
+    cfg = load_config(config, device, num_queries=100)  # fewer than tokens: they have to be chosen
     batch = random_batch([(128, 160), (96, 128)], cfg.model.num_classes, objects=3)
     verify_model(build_model(cfg), batch)
 
@@ -308,7 +308,7 @@ def main() -> None:
     report = Report(args.threads)
 
     for path in [DEMO, R50] if "demo" in args.parts else [R50]:
-        verify(path)
+        verify(path, args.device)
     print("aligndetr, baseline: equal detections, losses and gradients (float64)")
     if peers.is_available():
         compare_attention(report, 320 if args.quick else 800, repeats, args.device)

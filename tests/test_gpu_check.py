@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_checks import attention, engine, golden, host, training
+from benchmarks.gpu_checks import attention, engine, golden, host, speed, training
 from benchmarks.gpu_checks.common import Skip, with_triton
 from tests.builders import golden_tiny_model
 
@@ -149,6 +149,33 @@ def test_compulsory_bytes_by_hand():
     read = 2 * 10 * 12 * 2 + (2 * 5 * 3 * 2) * 3 * 4
     assert attention.compulsory_bytes(inputs, None) == read + out
     assert attention.compulsory_bytes(inputs, torch.zeros(1)) == 3 * read + 2 * out
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "status", "detail"),
+    [(0, "pass", "some work 2.3x"), (1, "FAIL", "CalledProcessError")],
+)
+def test_a_benchmark_says_how_fast_ours_is_and_fails_with_its_numbers(
+    tmp_path, monkeypatch, exit_code, status, detail
+):
+    figures = [
+        {"work": "some work", "candidate": "baseline", "times_faster_than_baseline": 1.0},
+        {"work": "some work", "candidate": "aligndetr", "times_faster_than_baseline": 2.28},
+        {"work": "some work", "candidate": "aligndetr", "times_faster_than_transformers": 9.0},
+        {"work": "memory", "gib": 1.0},
+    ]
+    program = f"""
+import json, pathlib, sys
+*options, path = sys.argv[1:]
+assert options == ["--quick", "--device", "cpu", "--json"], options
+pathlib.Path(path).write_text(json.dumps({{"figures": {figures}}}))
+sys.exit({exit_code})
+"""
+    (tmp_path / "criterion.py").write_text(program)
+    monkeypatch.setattr(speed, "BENCHMARKS", tmp_path)
+    result = result_of(speed.criterion_benchmark)
+    assert result.status == status
+    assert result.detail.startswith(detail)
 
 
 def test_triton_in_a_model_needs_a_gpu():

@@ -37,6 +37,7 @@ from .determinism import make_deterministic
 from .launch import check_machines
 from .length import set_length
 from .place import has_own_gpu
+from .torchrun_mark import finds_mark, leave_mark
 from .trackers import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     settle_seed(cfg, resume=args.resume)
     if comm.is_main_process() and not args.eval_only:
         remove_rehearsal(output_dir)
+        leave_mark(output_dir, args)
         path = Path(output_dir) / "config.yaml"
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
@@ -128,6 +130,11 @@ def rank_seed(cfg: DictConfig, start_iter: int = 0) -> int | None:
 def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Complete the config and refuse, in one clear sentence, what cannot work.
 
+    Args:
+        cfg: completed in place, see `complete_config`.
+        args: of detectron2's `default_argument_parser`; `resume` is set in place where torchrun
+            has started this run before.
+
     Raises:
         ValueError: a part of the config is missing, a key is unknown, an argument is missing or
             not taken, a key of `train` out of its range or without effect yet, device, number of
@@ -151,6 +158,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     if not args.eval_only:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
         set_length(cfg, args.opts)
+        args.resume = args.resume or finds_mark(cfg.train.output_dir, args)
         check_output_dir(cfg.train.output_dir, args.resume)
     elif not cfg.train.init_checkpoint:
         raise ValueError(

@@ -1,10 +1,12 @@
 """What tools/train_net.py does, on the stand-in; `torchrun torchrun_script.py FOLDER`.
 
-In the first start rank 1 fails after six of eight iterations.
+In the first start rank 1 fails after six of eight iterations; where there is one process, it waits
+there to be joined by another.
 """
 
-import os
+import signal
 import sys
+from pathlib import Path
 
 from detectron2.utils import comm
 
@@ -17,9 +19,14 @@ class FailsOnce(StandIn):
 
     def forward(self, batch):
         self.calls += self.training
-        first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
-        if self.calls == 7 and first_start and comm.get_rank() == 1:
-            raise RuntimeError("rank 1 has had enough")
+        interrupted = Path(sys.argv[1], "interrupted")
+        if self.calls == 7 and not interrupted.exists():
+            if comm.get_world_size() == 1:
+                interrupted.touch()
+                signal.pause()  # until torchrun stops it
+            elif comm.get_rank() == 1:
+                interrupted.touch()
+                raise RuntimeError("rank 1 has had enough")
         return super().forward(batch)
 
 
