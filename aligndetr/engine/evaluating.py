@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 BEST = "model_best"
 BEST_KEY = "best_metric"
-"""Where model_best.pth holds its {"name", "value", "iteration"}."""
+"""Where a checkpoint holds the {"name", "value", "iteration"} of the best evaluation so far."""
 
 
 class EvalHook(d2_hooks.EvalHook):
@@ -56,6 +56,12 @@ class EvalHook(d2_hooks.EvalHook):
         self._best_metric, self._metrics_json = best_metric, metrics_json
         self._results: dict[str, float] = {}
         self._best: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {BEST_KEY: self._best} if self._best else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best = self._of_this_metric(state[BEST_KEY])
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -117,14 +123,22 @@ class EvalHook(d2_hooks.EvalHook):
         return True
 
     def _best_so_far(self) -> dict[str, Any]:
-        """Of model_best.pth, {} if there is none of this metric; main process only."""
+        """Of model_best.pth, which may be later than the checkpoint; the latter's without it."""
         path = self._metrics_json.with_name(f"{BEST}.pth")
-        if not comm.is_main_process() or not path.exists():
+        if not comm.is_main_process():
             return {}
+        if not path.exists():
+            if self._best:
+                logger.warning(
+                    "%s is not there; an evaluation above %.4f makes one", path, self._best["value"]
+                )
+            return self._best
         try:
-            best = read_checkpoint(str(path)).get(BEST_KEY, {})
+            return self._of_this_metric(read_checkpoint(str(path)).get(BEST_KEY, {}))
         except CheckpointError as error:
             logger.warning("%s; the next evaluation replaces it", error)
             return {}
+
+    def _of_this_metric(self, best: Mapping[str, Any]) -> dict[str, Any]:
         name = str(best.get("name", "")).removeprefix("ema/")
-        return best if name == str(self._best_metric).removeprefix("ema/") else {}
+        return dict(best) if name == str(self._best_metric).removeprefix("ema/") else {}

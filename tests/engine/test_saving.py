@@ -10,9 +10,10 @@ import torch
 from detectron2.engine import HookBase
 
 from aligndetr.checkpoint import Checkpointer, CheckpointError, read_checkpoint
-from aligndetr.engine import evaluating, saving
+from aligndetr.engine import evaluating, saving, train_loop
 from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED, TrainingStopped
 from tests.engine.resumable import ITERATIONS, recorded_losses, train_recorded
+from tests.engine.stand_in import MeanBrightness
 
 
 class Send(HookBase):
@@ -156,6 +157,34 @@ def test_a_best_checkpoint_that_was_not_written_does_not_count(whole, tmp_path, 
     train_recorded(tmp_path)
     assert refused == [0.5]
     assert read_checkpoint(str(tmp_path / "model_best.pth"))["best_metric"]["value"] == 0.4
+
+
+def test_every_checkpoint_knows_the_best_metric(tmp_path, monkeypatch, caplog):
+    """In a folder without model_best.pth, only what is better than it was makes one."""
+    # After iterations 3 and 7, and at the end; each time of the model, then of its average.
+    values = iter([0.5, 0.1, 0.3, 0.1, 0.6, 0.1])
+    monkeypatch.setattr(
+        MeanBrightness, "evaluate", lambda evaluator: {"bbox": {"AP": next(values)}}
+    )
+    first, second = tmp_path / "first", tmp_path / "second"
+    with pytest.raises(TrainingStopped):
+        train_recorded(first, hooks=[Send(signal.SIGTERM, iteration=5)])
+    second.mkdir()
+    shutil.copy(first / "model_0000005.pth", second)
+    trainer = read_checkpoint(str(second / "model_0000005.pth"))["trainer"]
+    best = {"name": "bbox/AP", "value": 0.5, "iteration": 3}
+    assert trainer["hooks"]["EvalHook"]["best_metric"] == best
+
+    class Look(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 11:
+                seen.append((second / "model_best.pth").exists())
+
+    seen = []
+    train_recorded(second, resume=True, hooks=[Look()])
+    assert "an evaluation above 0.5000 makes one" in caplog.text
+    assert seen == [False]
+    assert read_checkpoint(str(second / "model_best.pth"))["best_metric"]["value"] == 0.6
 
 
 def test_an_unknown_metric_is_named_and_does_not_end_the_run(tmp_path, caplog):

@@ -79,11 +79,9 @@ def test_every_stage_of_evaluation(outputs, monkeypatch, image):
         for name, array in outputs.items()
         if name.startswith(f"eval/img{image}/f32/")
     }
-    states, references, enc_state, enc_reference = transformer[0][1]
-    got = {"inter_states": states, "init_reference": references[0]}
-    got |= {"enc_state": enc_state, "enc_reference": enc_reference}
+    names = ("inter_states", "init_reference", "inter_references", "enc_state", "enc_reference")
+    got = dict(zip(names, transformer[0][1], strict=True))
     # The reference refines after its last layer too, which nothing reads.
-    got["inter_references"] = references[1:]
     want["inter_references"] = want["inter_references"][:-1]
     got["encoder_memory"] = encoder[0][1]
     got |= {f"backbone/{name}": feature for name, feature in backbone[0][1].items()}

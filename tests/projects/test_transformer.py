@@ -35,15 +35,17 @@ def inputs():
 
 
 def test_outputs_without_denoising():
-    states, references, enc_state, enc_reference = make_transformer()(
+    states, init, references, enc_state, enc_reference = make_transformer()(
         *inputs(), (None, None), attn_masks=[None, None]
     )
     assert states.shape == (N, B, Q, C)
-    assert references.shape == (N, B, Q, 4)
+    assert init.shape == (B, Q, 4)
+    assert references.shape == (N - 1, B, Q, 4)
     assert enc_state.shape == (B, Q, C)
     assert enc_reference.shape == (B, Q, 4)
-    assert torch.equal(references[0], enc_reference)
-    assert ((references >= 0) & (references <= 1)).all()
+    assert torch.equal(init, enc_reference)
+    for boxes in (init, references):
+        assert ((boxes >= 0) & (boxes <= 1)).all()
 
 
 def test_denoising_queries_come_first_and_do_not_touch_the_others():
@@ -54,8 +56,8 @@ def test_denoising_queries_come_first_and_do_not_touch_the_others():
     mask[num_denoising:, :num_denoising] = True
     alone = transformer(*inputs(), (None, None), attn_masks=[None, None])
     together = transformer(*inputs(), (content, box_logits), attn_masks=[mask, None])
-    torch.testing.assert_close(together[1][0, :, :num_denoising], box_logits.sigmoid())
-    for index in (0, 1):
+    torch.testing.assert_close(together[1][:, :num_denoising], box_logits.sigmoid())
+    for index in (0, 2):
         torch.testing.assert_close(together[index][:, :, num_denoising:], alone[index])
 
 
@@ -70,15 +72,15 @@ def test_proposals_are_the_tokens_of_highest_score():
     expected = output_memory.gather(1, scores.topk(Q).indices[..., None].expand(-1, -1, C))
 
     transformer.encoder.register_forward_hook(lambda *_: memory)
-    _, _, enc_state, _ = transformer(*inputs(), (None, None), attn_masks=None)
+    _, _, _, enc_state, _ = transformer(*inputs(), (None, None), attn_masks=None)
     torch.testing.assert_close(enc_state, expected)
 
 
 def gradient_of_first_box_head(look_forward_twice):
     """Gradient that the boxes after layer 1 (refined from those after layer 0) send to head 0."""
     transformer = make_transformer(look_forward_twice)
-    _, references, _, _ = transformer(*inputs(), (None, None), attn_masks=None)
-    references[1].sum().backward()
+    _, _, references, _, _ = transformer(*inputs(), (None, None), attn_masks=None)
+    references[0].sum().backward()
     return transformer.decoder.bbox_embed[0].layers[-1].bias.grad
 
 
@@ -90,8 +92,8 @@ def test_look_forward_twice_lets_the_gradient_through_a_refinement():
 
 def test_a_layer_starts_from_detached_boxes():
     transformer = make_transformer()
-    _, references, _, _ = transformer(*inputs(), (None, None), attn_masks=None)
-    references[2].sum().backward()
+    _, _, references, _, _ = transformer(*inputs(), (None, None), attn_masks=None)
+    references[1].sum().backward()
     assert (transformer.decoder.bbox_embed[0].layers[-1].bias.grad == 0).all()
 
 

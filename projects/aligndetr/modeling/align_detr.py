@@ -149,13 +149,13 @@ class AlignDETR(Detector):
         if num_hybrid:
             num_others = num_queries if attn_mask is None else len(attn_mask)
             attn_mask = with_hybrid_queries(attn_mask, num_others, num_hybrid, self.device)
-        states, references, enc_state, enc_reference = self.transformer(
+        states, init_reference, references, enc_state, enc_reference = self.transformer(
             feats, masks, positions, (query_label, query_bbox), [attn_mask, None], num_hybrid
         )
         # 0 * weight keeps label_enc in the graph; DDP hangs on a batch with no objects otherwise.
         states = states + self.label_enc.weight[0, 0] * 0.0
 
-        logits, boxes = self._predict_all_layers(states, references)
+        logits, boxes = self._predict_all_layers(states, init_reference, references)
         end = logits.shape[2] - num_hybrid
         hybrid = logits[:, :, end:], boxes[:, :, end:]
         logits, boxes = self.dn_post_process(logits[:, :, :end], boxes[:, :, :end], dn_meta)
@@ -170,17 +170,17 @@ class AlignDETR(Detector):
 
     def _transform(
         self, pixels: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What the transformer makes of normalised images; arguments as of `_features`."""
         features = self._features(pixels, image_sizes)
         return self.transformer(*features, (None, None), attn_masks=[None, None])
 
     def _predict_last_layer(
-        self, states: Tensor, references: Tensor, *_: Tensor
+        self, states: Tensor, init_reference: Tensor, references: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, K) and boxes (B, Q, 4) from the transformer's outputs."""
         last = self.transformer.decoder.num_layers - 1
-        return self._predict_layer(last, states[last], references[last])
+        return self._predict_layer(last, states[last], [init_reference, *references][last])
 
     def _features(
         self, pixels: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
@@ -197,20 +197,27 @@ class AlignDETR(Detector):
         boxes = refine_boxes(self.bbox_embed[layer](state), reference)
         return self.class_embed[layer](state), boxes
 
-    def _predict_all_layers(self, states: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict_all_layers(
+        self, states: Tensor, init_reference: Tensor, references: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits (N, B, D + Q, K) and boxes (N, B, D + Q, 4); a layer refines its predecessor's."""
+        starts = [init_reference, *references]
         layers = [
-            self._predict_layer(layer, state, start)
-            for layer, (state, start) in enumerate(zip(states, references, strict=True))
+            self._predict_layer(layer, state, starts[layer]) for layer, state in enumerate(states)
         ]
         logits, boxes = zip(*layers, strict=True)
         return torch.stack(logits), torch.stack(boxes)
 
     def _predict_every_layer(
-        self, states: Tensor, references: Tensor, enc_state: Tensor, enc_reference: Tensor
+        self,
+        states: Tensor,
+        init_reference: Tensor,
+        references: Tensor,
+        enc_state: Tensor,
+        enc_reference: Tensor,
     ) -> tuple[list[str], Tensor, Tensor]:
         """Names of the encoder's proposals and N decoder layers, logits (N + 1, B, Q, K), boxes."""
-        logits, boxes = self._predict_all_layers(states, references)
+        logits, boxes = self._predict_all_layers(states, init_reference, references)
         logits = torch.cat([self.class_embed[-1](enc_state)[None], logits])
         boxes = torch.cat([enc_reference[None].to(boxes.dtype), boxes])
         names = ["encoder", *(f"decoder {layer}" for layer in range(1, len(states) + 1))]

@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         query_embed: tuple[Tensor | None, Tensor | None],
         attn_masks: list[Tensor | None] | None,
         num_hybrid: int = 0,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run encoder and decoder.
 
         Args:
@@ -102,7 +102,9 @@ class Transformer(nn.Module):
 
         Returns:
             inter_states: (N, B, D + Q, C), normed.
-            references: (N, B, D + Q, 4), the boxes that each layer starts from.
+            init_reference: (B, D + Q, 4), the boxes that the first layer starts from.
+            inter_references: (N - 1, B, D + Q, 4), the boxes after each layer but the last, whose
+                own nothing reads: the model predicts from its normed state.
             enc_state: (B, Q, C), the tokens that became proposals.
             enc_reference: (B, Q, 4), their boxes, with gradient.
         """
@@ -130,7 +132,7 @@ class Transformer(nn.Module):
             valid_ratios=levels.valid_ratios,
             attn_masks=attn_masks,
         )
-        return inter_states, references, enc_state, enc_reference
+        return inter_states, references[0], references[1:], enc_state, enc_reference
 
     def _select_proposals(
         self, memory: Tensor, levels: FeatureLevels, count: int
