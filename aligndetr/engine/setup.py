@@ -1,6 +1,6 @@
 """What happens before anything is built: checks of the run, the log, the seed, config.yaml.
 
-`check_run` reads and raises, so the parent process can call it once before it spawns others.
+`check_run` writes nothing, so the parent process can call it once before it spawns others.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from .determinism import make_deterministic
 from .launch import check_machines
 from .length import set_length
 from .place import has_own_gpu
-from .torchrun_mark import finds_mark, leave_mark
+from .torchrun_command import is_started_anew, note_command
 from .trackers import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -64,19 +64,23 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     """
     length_is_open = cfg.train.max_iter is None or cfg.train.get("max_epochs") is not None
     check_run(cfg, args)
-    rank = comm.get_rank()
     output_dir = cfg.train.output_dir
+    goes_on = not args.eval_only and is_started_anew(output_dir, args)
+    comm.synchronize()  # all have seen the folder as it was before the first writes to it
+    rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "aligndetr", "projects"):
         setup_logger(output_dir, distributed_rank=rank, name=name)
     logger.info("Rank %d of %d processes", rank, comm.get_world_size())
     logger.info("%s", describe_environment(cfg.train.device))
     logger.info("Command line: %s", args)
+    if goes_on:
+        logger.info("torchrun has started this run before, so it resumes")
     if length_is_open and not args.eval_only:
         logger.info("`train.max_iter` follows the data: %d iterations", cfg.train.max_iter)
     settle_seed(cfg, resume=args.resume)
     if comm.is_main_process() and not args.eval_only:
         remove_rehearsal(output_dir)
-        leave_mark(output_dir, args)
+        note_command(output_dir, args)
         path = Path(output_dir) / "config.yaml"
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
@@ -158,7 +162,7 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     if not args.eval_only:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
         set_length(cfg, args.opts)
-        args.resume = args.resume or finds_mark(cfg.train.output_dir, args)
+        args.resume = args.resume or is_started_anew(cfg.train.output_dir, args)
         check_output_dir(cfg.train.output_dir, args.resume)
     elif not cfg.train.init_checkpoint:
         raise ValueError(

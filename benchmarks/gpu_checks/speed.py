@@ -40,4 +40,5 @@ def run_benchmark(name: str, device: torch.device) -> str:
         for figure in figures
         if figure.get("candidate") == "aligndetr" and "times_faster_than_baseline" in figure
     ]
+    assert ours, f"benchmarks/{name}.py gave no ratio: {figures}"
     return "; ".join(ours)

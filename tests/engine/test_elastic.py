@@ -11,19 +11,16 @@ from pathlib import Path
 import pytest
 
 from aligndetr.checkpoint import read_checkpoint
-from aligndetr.engine.torchrun_mark import finds_mark, leave_mark
+from aligndetr.engine.torchrun_command import is_started_anew, note_command
 from tests.engine.stand_in import arguments
 from tests.engine.test_two_machines import PLACES, free_port
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
-# With the store that it shares with the processes, torchrun keeps a machine that joins waiting for
-# the address of rank 0, which tells it once (torch 2.14).
-NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @contextmanager
-def torchruns(folder, *options):
+def torchruns(folder, *options, **variables):
     """A function that starts a torchrun; all that it has started meet, and end with the block."""
     environ = {name: value for name, value in os.environ.items() if name not in PLACES}
     command = [
@@ -34,8 +31,8 @@ def torchruns(folder, *options):
     started = []
 
     def start():
-        environment = environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **NO_SHARED_STORE}
-        started.append(subprocess.Popen(command, env=environment))
+        added = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+        started.append(subprocess.Popen(command, env=environ | added))
         return started[-1]
 
     try:
@@ -43,6 +40,7 @@ def torchruns(folder, *options):
     finally:
         for machine in started:
             machine.terminate()
+            machine.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +54,10 @@ def after_a_failure(tmp_path_factory):
 @pytest.fixture(scope="module")
 def after_a_machine_joined(tmp_path_factory):
     folder = tmp_path_factory.mktemp("joined")
-    # A restart for a member is none that is counted.
-    with torchruns(folder, "--nnodes=1:2", "--max-restarts=0") as start:
+    # A restart for a member is none that is counted. With the store that it shares with the
+    # processes, torchrun keeps a machine that joins waiting for rank 0's address (torch 2.14).
+    no_shared_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with torchruns(folder, "--nnodes=1:2", "--max-restarts=0", **no_shared_store) as start:
         first = start()
         deadline = time.monotonic() + 100
         while not (folder / "interrupted").exists():
@@ -67,7 +67,9 @@ def after_a_machine_joined(tmp_path_factory):
     return folder, codes
 
 
-@pytest.mark.parametrize("run", ["after_a_failure", "after_a_machine_joined"])
+@pytest.mark.parametrize(
+    "run", ["after_a_failure", pytest.param("after_a_machine_joined", marks=pytest.mark.slow)]
+)
 def test_every_machine_resumes(run, request):
     folder, codes = request.getfixturevalue(run)
     assert codes == [0, 0]
@@ -76,7 +78,9 @@ def test_every_machine_resumes(run, request):
     assert [line["iteration"] for line in logged if "total_loss" in line] == [1, 3, 5, 7]
     states = read_checkpoint(str(folder / "model_final.pth"))["trainer"]["optimizer"]["state"]
     assert {state["step"].item() for state in states.values()} == {8}
-    assert "of 2 processes" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "of 2 processes" in log
+    assert log.count("torchrun has started this run before, so it resumes") == 1
 
 
 MY_RUN = {"TORCHELASTIC_RUN_ID": "my_run"}
@@ -96,17 +100,17 @@ COMMAND = {"config_file": "a.py", "opts": ["train.seed=3"]}
     ],
 )
 def test_a_run_is_the_same_by_id_and_command(tmp_path, environ, command, same):
-    leave_mark(str(tmp_path), arguments(**COMMAND), MY_RUN)
-    assert finds_mark(str(tmp_path), arguments(**command), environ) is same
+    note_command(str(tmp_path), arguments(**COMMAND), MY_RUN)
+    assert is_started_anew(str(tmp_path), arguments(**command), environ) is same
 
 
 @pytest.mark.parametrize("environ", [{}, {"TORCHELASTIC_RUN_ID": "none"}])
-def test_what_cannot_be_told_apart_leaves_no_mark(tmp_path, environ):
-    leave_mark(str(tmp_path), arguments(), environ)
-    assert not finds_mark(str(tmp_path), arguments(), environ)
+def test_without_an_id_runs_cannot_be_told_apart(tmp_path, environ):
+    note_command(str(tmp_path), arguments(), environ)
+    assert not is_started_anew(str(tmp_path), arguments(), environ)
 
 
 def test_the_folder_of_a_later_run_is_no_longer_that_of_the_earlier_one(tmp_path):
-    leave_mark(str(tmp_path), arguments(), MY_RUN)
-    leave_mark(str(tmp_path), arguments(), {})
-    assert not finds_mark(str(tmp_path), arguments(), MY_RUN)
+    note_command(str(tmp_path), arguments(), MY_RUN)
+    note_command(str(tmp_path), arguments(), {})
+    assert not is_started_anew(str(tmp_path), arguments(), MY_RUN)

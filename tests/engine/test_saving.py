@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import HookBase
 
 from aligndetr.checkpoint import Checkpointer, CheckpointError, read_checkpoint
-from aligndetr.engine import evaluating, saving, train_loop
+from aligndetr.engine import evaluating, saving
 from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED, TrainingStopped
 from tests.engine.resumable import ITERATIONS, recorded_losses, train_recorded
 from tests.engine.stand_in import MeanBrightness
