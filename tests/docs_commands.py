@@ -11,6 +11,8 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "aligndetr" / "layers" / "ms_deform_attn" / "README.md",
 ]
 
 # Commands that no test runs as they stand: a pattern of the words joined by one space, and why.

@@ -1,12 +1,15 @@
 """The plain baselines of `benchmarks/` compute what the library computes, on the same weights."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import benchmarks.baselines.model
 import benchmarks.engine
+import benchmarks.timing
 from aligndetr.layers import multi_scale_deformable_attn_pytorch
 from benchmarks.baselines.ms_deform_attn import ms_deform_attn_baseline
 from benchmarks.criterion import r50_criterion, verify
@@ -62,6 +65,20 @@ def test_the_engine_is_what_is_left_of_an_iteration(monkeypatch):
     assert counted == {
         "forward": 2.5, "backward": 0, "optimizer": 1.0, "data": 0, "engine": 0.5, "step": 4.0
     }  # fmt: skip
+
+
+def test_a_benchmark_written_as_its_readme_says_runs(tmp_path, monkeypatch, capsys):
+    page = Path(benchmarks.engine.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    shared = vars(benchmarks.timing)
+    names = {name: shared[name] for name in ("command_line", "interleave", "Report")}
+    names |= {"torch": torch, "plain": lambda: None, "fast": lambda: None, "__doc__": "A try."}
+    exec(block, names)
+    monkeypatch.setattr("sys.argv", ["try.py", "--json", str(tmp_path / "figures.json")])
+    names["main"]()
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
+    assert [figure.get("candidate") for figure in figures] == ["baseline", "aligndetr", None]
+    assert "images per s 41.5" in capsys.readouterr().out
 
 
 def test_attention_equals_the_reference_with_shapes_as_tensor():

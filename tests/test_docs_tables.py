@@ -3,13 +3,14 @@
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from aligndetr.cli.train import parse_run
-from aligndetr.config import apply_overrides, load_config
+from aligndetr.config import apply_overrides, coco_schedule, get_config, load_config
 from aligndetr.engine import check_run
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset
 from tests.engine.stand_in import arguments
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "docs/from_mmdetection.md", ROOT / "docs/from_detrex.md"]
 CONFIG = ROOT / "projects/aligndetr/configs/aligndetr_k=2_r50_4scale_12ep.py"
 NOT_OF_A_CONFIG = ("DETECTRON2_DATASETS=", "CUDA_VISIBLE_DEVICES=")
+CALLS = {"get_config": get_config, "coco_schedule": coco_schedule}
 NAMES_OF_FILES = {"curves.png", "last_checkpoint", "srun", "--cfg-options"}
 
 
@@ -92,6 +94,8 @@ def test_the_right_hand_side_works(left, right, monkeypatch):
         words = shlex.split(span)
         if "python" in words:
             check_command(words, monkeypatch)
+        elif span.startswith(tuple(CALLS)):
+            assert eval(span, dict(CALLS)) is not None
         elif span in NAMES_OF_FILES or span.startswith(NOT_OF_A_CONFIG):
             continue
         elif span.startswith("--"):
@@ -102,6 +106,22 @@ def test_the_right_hand_side_works(left, right, monkeypatch):
                 check_override(word)
         else:
             check_name(span)
+
+
+def test_the_config_of_from_detrex_md_is_that_of_the_shipped_schedule(tmp_path):
+    page = (ROOT / "docs/from_detrex.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    shutil.copytree(CONFIG.parent / "models", tmp_path / "models")
+    (tmp_path / "my_aligndetr.py").write_text(block, encoding="utf-8")
+    mine, shipped = load_config(tmp_path / "my_aligndetr.py"), load_config(CONFIG)
+    for cfg in (mine, shipped):  # how often and where is everybody's own
+        cfg.train.output_dir = cfg.dataloader.evaluator.output_dir = "out"
+        cfg.model.device = cfg.train.device
+        cfg.dataloader.train.num_workers = 2
+        cfg.train.log_period, cfg.train.checkpointer.period = 20, 5000
+    for part in ("train", "model", "optimizer", "lr_multiplier", "dataloader", "dataset"):
+        found, expected = (str(OmegaConf.to_container(cfg[part])) for cfg in (mine, shipped))
+        assert found == expected
 
 
 def test_a_data_folder_may_be_linked_as_data_coco(tmp_path, monkeypatch):

@@ -33,6 +33,8 @@ def main() -> None:
     print(f"\nimage of {args.size[0]} x {args.size[1]} (height x width)")
     print(f"parameters   {counts.parameters():,}")
     print(f"FLOPs        {counts.flops():,} ({counts.flops() / 1e9:.1f} G multiply-adds)")
+    for operator, flops in counts.flops_by_operator().items():
+        print(f"  {operator:30} {flops:,}")
     print(f"activations  {counts.activations():,}")
 
 

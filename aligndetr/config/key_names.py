@@ -18,6 +18,9 @@ ARGUMENTS_OF = {
     "train.wandb.params": None,
 }
 
+PARTS = ("dataloader", "dataset", "lr_multiplier", "model", "optimizer", "train")
+"""Groups that a config may lack by mistake, so that no key of theirs can be set."""
+
 
 def locate_target(target: str | Callable) -> Callable:
     """The callable itself; in a `.py` config `_target_` usually is it already."""
@@ -50,6 +53,11 @@ def check_key(cfg: DictConfig, path: str, name: str, keys: Iterable[str], target
     if first in keys or (takes_any and not similar):
         return
     full = f"{path}.{name}" if path else name
+    if not path and rest and first in PARTS:
+        raise ValueError(
+            f"`{full}` cannot be set: the config has no `{first}`; define or import it in the "
+            "config file"
+        )
     nearest = ".".join(part for part in (path, *similar, rest) if part) if similar else full
     # A group cannot be set, nor a key below what has been misspelt twice.
     if not similar or rest or OmegaConf.is_dict(OmegaConf.select(cfg, nearest)):
@@ -61,9 +69,11 @@ def check_arguments(cfg: DictConfig, part: str, complete: bool = True) -> None:
     """Raise ValueError unless what `part` of `cfg` calls takes the arguments that it gets.
 
     Args:
+        part: dotted path of it, which is there.
         complete: the part gets no other arguments later, so those it needs must be there.
     """
-    for path, node in walk(OmegaConf.to_container(cfg[part], resolve=False), part):
+    group = OmegaConf.select(cfg, part)
+    for path, node in walk(OmegaConf.to_container(group, resolve=False), part):
         if not isinstance(node, dict) or "_target_" not in node:
             continue
         target = locate_target(node["_target_"])

@@ -57,6 +57,9 @@ def _run(path: Path) -> DictConfig:
         while frame is not None and frame.tb_frame.f_code.co_filename != str(path):
             frame = frame.tb_next
         where = "".join(traceback.format_exception(type(error), error, frame))
-        raise ValueError(f"config file {str(path)!r} failed:\n{where}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("detrex"):
+            hint = "docs/from_detrex.md says what to write in place of detrex's names\n"
+        raise ValueError(f"config file {str(path)!r} failed:\n{where}{hint}") from error
     finally:
         builtins.__import__ = original_import  # LazyConfig.load leaves its own after an error

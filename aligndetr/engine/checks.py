@@ -1,5 +1,6 @@
 """Which settings of a run cannot work: each is refused in one clear sentence, by its key."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from aligndetr.layers import check_backend_name
 from .gradients import check_clip_arguments
 from .length import FROM_DATA
 from .precision import check_amp_dtype
+
+logger = logging.getLogger(__name__)
 
 # Keys of `train` that are whole numbers: the least, and what it means where that is not plain.
 WHOLE_NUMBERS = {
@@ -165,9 +168,11 @@ def has_checkpoints(output_dir: str) -> bool:
 
 def remove_rehearsal(output_dir: str) -> None:
     """Delete the checkpoints of a fast_dev_run, whose folder is free for the training itself."""
-    if _is_rehearsal(output_dir):
-        for path in _checkpoints(output_dir):
-            path.unlink(missing_ok=True)
+    found = _checkpoints(output_dir) if _is_rehearsal(output_dir) else []
+    if found:
+        logger.info("Deleting the %d checkpoints of the fast_dev_run in %s", len(found), output_dir)
+    for path in found:
+        path.unlink(missing_ok=True)
 
 
 def _checkpoints(output_dir: str) -> list[Path]:

@@ -150,9 +150,11 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
     check_parts(cfg, training=not args.eval_only)
     check_known_keys(cfg)
     check_arguments(cfg, "model")
+    parts = ["dataloader.test", "dataloader.evaluator"]
     if not args.eval_only:
-        for part in ("optimizer", "lr_multiplier"):
-            check_arguments(cfg, part, complete=False)  # `model` comes with the building
+        parts += ["dataloader.train", "optimizer", "lr_multiplier"]
+    for part in parts:
+        check_arguments(cfg, part, complete=False)  # the engine adds some when it builds
     add_later_keys(cfg)
     check_train_keys(cfg)
     check_trackers(cfg.train)

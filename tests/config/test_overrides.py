@@ -121,6 +121,13 @@ def test_unknown_key_is_an_error_with_the_nearest_one(override, nearest):
     assert config_to_yaml(cfg) == before
 
 
+def test_a_part_that_the_config_lacks_is_named():
+    with pytest.raises(
+        ValueError, match=r"`dataloader\.train\.num_workers` cannot .* no `dataloader`"
+    ):
+        apply_overrides(make_cfg(), ["dataloader.train.num_workers=2"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

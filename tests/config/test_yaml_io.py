@@ -167,6 +167,13 @@ def test_python_config_that_fails_shows_file_and_line(tmp_path):
     assert builtins.__import__ is before
 
 
+def test_a_config_that_imports_detrex_is_told_where_its_names_are_translated(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("from detrex.config import get_config\n")
+    with pytest.raises(ValueError, match=r"(?s)No module named 'detrex'.*docs/from_detrex\.md"):
+        load_config(path)
+
+
 def test_python_config_with_a_syntax_error_shows_file_and_line(tmp_path):
     path = tmp_path / "config.py"
     path.write_text("train = {}\nx = = 3\n")

@@ -31,7 +31,7 @@ def assert_same_step(found, expected):
         torch.testing.assert_close(
             found[1][name],
             gradient,
-            rtol=1e-4,
+            rtol=0,
             atol=1e-6 * scale,
             msg=lambda m, n=name: f"{n}: {m}",
         )

@@ -78,6 +78,9 @@ def test_a_part_of_the_model_that_lacks_an_argument_is_named(cfg):
          r"`optimizer` has `betas`, which SGD does not take; .* optimizer=\{_target_"),
         ("optimizer.params.lr_factor_func.factors", 3, r"did you mean .*_func\.factor`\?"),
         ("lr_multiplier.milestone", [3], r"did you mean `lr_multiplier\.milestones`\?"),
+        ("dataloader.train.poisoned", 3, r"did you mean `dataloader\.train\.poisoned_id`\?"),
+        ("dataloader.test.total_batchsize", 3, r"`dataloader\.test\.total_batch_size`\?"),
+        ("dataloader.evaluator.tasks", [], "`dataloader.evaluator` has `tasks`, which Mean"),
     ],
 )  # fmt: skip
 def test_arguments_that_a_part_does_not_take_are_named(cfg, key, value, message):

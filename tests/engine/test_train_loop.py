@@ -225,7 +225,8 @@ def test_a_rehearsal_finds_what_the_run_would_fail_for(finished, tmp_path):
         ("train.model_ema", {"enabled": True, "decay": "x", "device": ""},
          r"`train\.model_ema` .*TypeError"),
         ("lr_multiplier.values", 3, "`lr_multiplier` .*TypeError"),
-        ("dataloader.train.mapper", {"_target_": "torch.nn.Linear"},
+        ("dataloader.train", {"_target_": "aligndetr.data.build_detection_train_loader",
+                              "mapper": {"_target_": "torch.nn.Linear"}, "total_batch_size": 4},
          r"`dataloader\.train\.mapper` .*TypeError: .*in_features"),
     ],
 )  # fmt: skip
@@ -270,10 +271,14 @@ def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["new", "restarted job"])
-def test_a_training_takes_the_folder_of_its_fast_dev_run_and_none_of_its_weights(tmp_path, resume):
+def test_a_training_takes_the_folder_of_its_fast_dev_run_and_none_of_its_weights(
+    tmp_path, caplog, resume
+):
     train(tmp_path, max_iter=4)
     (tmp_path / "config.yaml").write_text("train: {fast_dev_run: {enabled: true}}")
+    number = len(list(tmp_path.glob("model_*"))) + 1  # last_checkpoint is one of them
     train(tmp_path, max_iter=2, eval_period=0, resume=resume)
+    assert f"Deleting the {number} checkpoints of the fast_dev_run" in caplog.text
     assert {path.name for path in tmp_path.glob("model_*")} == {
         "model_final.pth", "model_final.safetensors", "model_best.pth"
     }  # fmt: skip

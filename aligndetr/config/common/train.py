@@ -4,7 +4,8 @@ A key that is enabled but has no implementation is an error in the engine, never
 """
 
 train = {
-    # Folder of logs, checkpoints and config.yaml; without --resume it may not hold checkpoints yet.
+    # Folder of logs, checkpoints and config.yaml; without --resume it may hold no
+    # checkpoints yet, but for those of a fast_dev_run.
     "output_dir": "./output",
     # A file of any kind in docs/checkpoints.md, detectron2://..., https://..., hf://user/model, or
     # "" for random weights.
