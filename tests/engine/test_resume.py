@@ -2,15 +2,19 @@
 
 import json
 import logging
+import os
 import random
+import signal
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from aligndetr.checkpoint import read_checkpoint
-from aligndetr.engine import launch
+from aligndetr.engine import RankFailedError, launch
 from aligndetr.engine.signals import TrainingStopped
 from tests.engine.resumable import (
     ITERATIONS,
@@ -142,6 +146,33 @@ def test_two_ranks_stop_for_a_signal_to_one_and_go_on_to_every_bit(tmp_path):
     assert (tmp_path / "stopped" / "model_0000004.pth").exists()
     assert not (tmp_path / "whole" / "model_0000004.pth").exists()
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
+class KillAt(HookBase):
+    """Ends this process in an iteration, as `kill -9` does."""
+
+    def __init__(self, iteration):
+        self._iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self._iteration:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train_until_killed(folder, killed_at, resume=False):
+    hooks = [KillAt(killed_at)] if comm.get_rank() == 1 else []
+    train_recorded(folder, resume=resume, hooks=hooks)
+
+
+def test_two_ranks_of_which_one_is_killed_go_on_to_every_bit(tmp_path):
+    on_two = partial(launch, num_processes=2, device="cpu", timeout=timedelta(seconds=60))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    on_two(_train_until_killed, args=(whole, None))
+    with pytest.raises(RankFailedError, match="SIGKILL"):
+        on_two(_train_until_killed, args=(killed, 8))
+    assert not (killed / "model_final.pth").exists()
+    on_two(_train_until_killed, args=(killed, None, True))
+    assert_equal_runs(killed, whole)
 
 
 def test_metrics_of_steps_that_are_done_again_are_kept_elsewhere(tmp_path):
