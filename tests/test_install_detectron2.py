@@ -187,3 +187,18 @@ def test_the_steps_in_order(shop, monkeypatch, capsys):
     assert installer.main() == 0
     assert installed == ["sal_detectron2-0.7.2-py3-none-any.whl"]
     assert "installed detectron2 0.7.2" in capsys.readouterr().out
+
+
+def test_the_wheel_is_installed_without_what_it_requires(fake_wheel, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))  # not where the tests run
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    installer.install(installer.make_pure(fake_wheel, tmp_path))
+    assert (tmp_path / "site" / "detectron2" / "__init__.py").is_file()
+    with pytest.raises(installer.InstallError, match="(?s)cannot install none-1-py3-none-any.whl:"):
+        installer.install(tmp_path / "none-1-py3-none-any.whl")
+
+
+def test_a_part_that_does_not_import_is_named(tmp_path, monkeypatch):
+    put_detectron2(tmp_path / "own", "import no_such_module", monkeypatch)
+    with pytest.raises(installer.InstallError, match="does not import: .*'no_such_module'"):
+        installer.check_parts()

@@ -290,12 +290,10 @@ def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Those of an Arrow file, one in memory at a time; none if there is no such file.
+    """Those of an Arrow file, one in memory at a time.
 
     Not mapped: each page of a mapped file that has been read counts as memory of the process.
     """
-    if not path.exists():
-        return
     with open_arrow(path) as file:
         reader = pa.ipc.open_file(file)
         for i in range(reader.num_record_batches):

@@ -24,8 +24,7 @@ def leave_signals_to_parent(_worker_id: int = 0) -> None:
     # that moment: DataLoader only sends it to a worker that did not end when asked through its
     # queue, and multiprocessing sends a second one at exit.
     parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
-    if parent is None:
-        return
+    assert parent is not None, "a worker has one"
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told_by, args=(parent.pid,), daemon=True).start()
 

@@ -139,19 +139,12 @@ def _resolve(root: Path, base: Any, place: str, yaml_file: str) -> Path:
     # No `..`, but links stay: labels lie beside them.
     choices = [Path(os.path.abspath(path)) for path in choices]
     for path in choices:
-        if path.is_relative_to(root) and _exists(path):
+        if path.is_relative_to(root) and path.exists():
             return path
     raise DatasetError(
         f"{yaml_file!r} names {place!r}, but none of {sorted({str(p) for p in choices})} exists in "
         f"{str(root)!r}; all that data.yaml names must lie beside it or below"
     )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except ValueError:  # a zero byte
-        return False
 
 
 def _images_at(place: Path, root: Path) -> Iterator[Path]:
@@ -212,8 +205,6 @@ def _image_size(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
             width, height = image.size
             return (height, width) if turned else (width, height)
-    except FileNotFoundError:
-        raise DatasetError(f"image {str(path)!r} does not exist") from None
     except Exception as error:  # broken bytes make Pillow raise almost anything
         raise DatasetError(
             f"image {str(path)!r} cannot be read ({type(error).__name__}: {error}); replace or "

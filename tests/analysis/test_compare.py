@@ -76,6 +76,9 @@ def test_a_run_that_was_not_evaluated_is_compared_as_far_as_it_can_be(runs):
     assert content["differences"] == [None]
     assert content["runs"][1]["metrics"]["AP"] is None
     assert [row["key"] for row in content["config"]] == ["optimizer.lr"]
+    comparison_of(runs, output=runs[0] / "out", resamples=5)
+    page = (runs[0] / "out" / "compare.html").read_text()
+    assert "<td>b<td>one of the two was not evaluated" in page
 
 
 def test_keys_that_only_one_config_has():

@@ -239,3 +239,15 @@ def test_images_of_json_without_results_for_them(data, tmp_path):
     numbers = json.loads((results.parent / "report.json").read_text())
     assert numbers["images"] == 3
     assert numbers["detections"] == 1
+
+
+def test_a_config_that_does_not_tell_its_ground_truth_is_named(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "coco_instances_results.json").write_text(data[1].read_text())
+    (run / "config.yaml").write_text("train: {seed: 1}")
+    with pytest.raises(ValueError, match=r"no `dataloader.evaluator.dataset_name`.*--ground-truth"):
+        report_of(run)
+    (run / "config.yaml").write_text("dataloader: {evaluator: {dataset_name: no_json}}")
+    with pytest.raises(ValueError, match="'no_json' has no json; give the ground truth: --gr"):
+        report_of(run)

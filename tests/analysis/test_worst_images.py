@@ -155,3 +155,10 @@ def test_nothing_found_is_worst_everywhere(evaluation, tmp_path):
     assert score == 0.0
     assert {judged.quality for _, judged in written} == {0.0}
     assert json.dumps([judged.missed for _, judged in written]) == "[2, 1, 1]"
+
+
+@pytest.mark.parametrize(("count", "score"), [(0, 0.5), (1, 1.5), (1, -0.1)])
+def test_impossible_limits_are_refused(evaluation, tmp_path, count, score):
+    with pytest.raises(ValueError, match=rf"count \(={count}\) .* score \(={score}\) in \[0, 1\]"):
+        write_worst_images(evaluation, tmp_path / "worst", score=score, count=count)
+    assert not (tmp_path / "worst").exists()

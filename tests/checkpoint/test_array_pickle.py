@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import tracemalloc
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -48,6 +49,20 @@ def test_python_2_wrote_bytes_as_text():
     assert load_arrays(io.BytesIO(text))["a"].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_ordered_dict_is_a_dict(protocol):
+    pairs = [("b", np.float32([1, 2])), ("a", 3)]
+    found = load_arrays(io.BytesIO(pickle.dumps(OrderedDict(pairs), protocol)))
+    assert type(found) is dict
+    assert list(found) == ["b", "a"]
+    assert found["b"].tolist() == [1, 2]
+
+
+def test_an_ordered_dict_of_python_2_comes_with_its_pairs():
+    text = b"ccollections\nOrderedDict\n((lp0\n(lp1\nS'a'\naI1\naatR."
+    assert load_arrays(io.BytesIO(text)) == {"a": 1}
+
+
 def array_pickle(shape="I2\nt", dtype=b"S'f4'\n", state=b"NNNI-1\nI-1\nI0\n", raw=b"S'12345678'\n"):
     """A pickle of one array, in parts that can be replaced."""
     return (
@@ -83,6 +98,8 @@ HOSTILE = {
     "set": b"\x80\x04\x8f(I1\n\x90.",
     "tuples in tuples as keys": b"\x80\x02}I1\n" + b"2\x86" * 60 + b"I1\ns.",
     "the same of a dict": b"(I1\n" + b"2\x86" * 60 + b"I1\nd.",
+    "the same of pairs": b"ccollections\nOrderedDict\n(((I1\n" + b"2\x86" * 60 + b"I1\nttttR.",
+    "ordered dict of a text": b"ccollections\nOrderedDict\n(S'ab'\ntR.",
     "the same of several": b"\x80\x02}(I1\n" + b"2\x86" * 60 + b"I1\nu.",
     "bytes without end": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
     "frame without end": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f.",

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from aligndetr.checkpoint import Checkpointer, CheckpointError, read_checkpoint
+from aligndetr.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    CheckpointWriteError,
+    read_checkpoint,
+)
 
 
 class Counter:
@@ -133,3 +138,23 @@ def test_last_checkpoint_must_name_a_file_beside_it(tmp_path, name):
     (folder / "last_checkpoint").write_text(name)
     with pytest.raises(FileNotFoundError, match=f"last_checkpoint' names '{name}'.*Write the name"):
         Checkpointer(nn.Linear(2, 3), str(folder)).get_checkpoint_file()
+
+
+def test_the_best_checkpoint_is_the_last_resort(tmp_path, caplog):
+    checkpointer = Checkpointer(nn.Linear(2, 3), str(tmp_path))
+    checkpointer.save("model_best", iteration=4)
+    for name in ("model_0000006", "model_0000009"):
+        (tmp_path / f"{name}.pth").write_bytes(b"cut short")
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    assert checkpointer.load_newest()["iteration"] == 4
+    assert "Going on from" in caplog.text
+    assert "model_best.pth instead" in caplog.text
+
+
+def test_a_file_in_the_way_of_the_folder_is_named_and_not_its_free_space(tmp_path):
+    (tmp_path / "output").touch()
+    checkpointer = Checkpointer(nn.Linear(2, 3), str(tmp_path / "output" / "run"))
+    with pytest.raises(
+        CheckpointWriteError, match=r"a\.pth' could not be written .*; .*Not a directory"
+    ):
+        checkpointer.save("a")

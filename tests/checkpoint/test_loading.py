@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from aligndetr.checkpoint import CheckpointError, load_weights
+from aligndetr.layers import PositionEmbeddingSine
 
 
 class Detector(nn.Module):
@@ -206,3 +207,17 @@ def test_a_setting_that_no_tensor_shows_is_compared(key, value, here):
     assert_same(model, before)
     model.pixel_mean = torch.tensor(value).view(3, 1, 1)
     assert load(model, Detector().state_dict(), settings={key: value}).complete
+
+
+def test_a_setting_of_another_type_is_another_setting():
+    model = Detector()
+    model.position_embedding = PositionEmbeddingSine(2, temperature=20)
+    settings = {"model.position_embedding.temperature": None}  # of a config that computes it
+    with pytest.raises(CheckpointError, match=r"\(model\.position_embedding\.temperature=20\)"):
+        load(model, Detector().state_dict(), settings=settings)
+
+
+def test_what_only_a_data_loader_knows_is_said(caplog):
+    settings = {"dataloader.test.mapper.img_format": "BGR"}
+    assert load(Detector(), Detector().state_dict(), settings=settings).complete
+    assert "weights.pth needs dataloader.test.mapper.img_format=BGR" in caplog.text

@@ -232,3 +232,10 @@ def test_cfg_options_name_what_differs_from_the_published_config():
         "model.bbox_head.num_classes=3",
         "model.bbox_head.all_layers_num_gt_repeat=[3,2,1,1,1,1,4]",
     ]
+
+
+def test_a_config_may_write_its_dicts_in_braces():
+    text = "model = {'backbone': {'style': 'caffe'}, 'data_preprocessor': {**base, 'mean': [1]}}"
+    settings, _ = model_settings(text, published={})
+    assert settings["model.backbone.stages.stride_in_1x1"] is True
+    assert settings["model.pixel_mean"] == [123.675, 116.28, 103.53]  # that of `base` is not known

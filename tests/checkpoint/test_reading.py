@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aligndetr.checkpoint import CheckpointError, local_checkpoint, read_checkpoint
+from aligndetr.checkpoint.reading import check_intact
 
 
 class Hostile:
@@ -161,3 +162,9 @@ def test_failed_download_names_url_and_remedy(monkeypatch):
     monkeypatch.setattr("aligndetr.checkpoint.reading.download", offline)
     with pytest.raises(CheckpointError, match=r"detectron2://R-50.*no route.*init_checkpoint"):
         local_checkpoint("detectron2://R-50.pkl")
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, check_intact])
+def test_a_file_that_is_not_there_is_no_damaged_one(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        read(str(tmp_path / "nowhere.pth"))

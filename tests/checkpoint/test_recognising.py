@@ -12,6 +12,7 @@ import torch
 from aligndetr.checkpoint import CheckpointError, load_weights, read_checkpoint, write_weights
 from aligndetr.checkpoint.aliases import with_aliases, without_aliases
 from aligndetr.checkpoint.mmdet_names import from_mmdet, to_mmdet
+from aligndetr.checkpoint.recognising import with_our_names
 from aligndetr.config import load_config
 from aligndetr.engine import build_model
 from tests.checkpoint import sources
@@ -171,6 +172,25 @@ def test_a_backbone_fills_the_backbone_and_nothing_else(tmp_path, model, kind):
     assert torch.equal(model.class_embed[0].weight, head)
     named = sources.detectron2_resnet()  # by detectron2's own rules
     assert_same(backbone, {name: named[name] for name in backbone})
+
+
+@pytest.mark.parametrize("author", ["torchvision", "MSRA"])
+def test_a_backbone_of_detectron2s_model_zoo_gets_its_place(author):
+    """Tensors of one number each: what a file of it holds decides, not the shapes."""
+    names = [
+        "stem.conv1.weight",
+        "stem.conv1.norm.bias",
+        "res2.0.conv1.weight",
+        "res5.2.conv3.norm",
+    ]
+    others = ["stem.fc.weight", "res2.0.conv1.norm.num_batches_tracked"]
+    state = {name: torch.tensor(float(i)) for i, name in enumerate([*names, *others])}
+    found = with_our_names({"model": state, "__author__": author})
+    assert_same(found["model"], {f"backbone.{name}": state[name] for name in names})
+    assert found["dropped"] == others
+    # torchvision's has its strides in the 3x3 convolutions; of others that is not known.
+    stride = {"model.backbone.stages.stride_in_1x1": False}
+    assert found["settings"] == (stride if author == "torchvision" else {})
 
 
 def test_a_resnet_also_fills_timms_which_has_torchvisions_names(tmp_path):

@@ -1,6 +1,8 @@
 """The console command: what it says, what it starts, and that it starts fast."""
 
 import importlib
+import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from aligndetr.cli import COMMANDS, main, predict
+import aligndetr
+from aligndetr.cli import COMMANDS, info, main, predict
 from aligndetr.cli.parsing import config_file
+from aligndetr.layers.ms_deform_attn import cpp_build
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted((ROOT / "tools").glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))
@@ -58,6 +62,11 @@ def test_help_names_every_command(capsys):
 def test_without_a_command_it_says_how_to_call_it(capsys):
     assert main([]) == 2
     assert capsys.readouterr().out.startswith("usage: aligndetr COMMAND")
+
+
+def test_it_says_its_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"aligndetr {aligndetr.__version__}\n"
 
 
 def test_an_unknown_command_is_an_error_that_names_the_others():
@@ -170,3 +179,49 @@ def test_overrides_alone_are_no_files(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         predict._parse()
     assert "--input names no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["alignment none.pth", "app --checkpoint none.pth", "benchmark --checkpoint none.pth"],
+)
+def test_a_checkpoint_that_is_not_there_is_one_line(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["aligndetr"])
+    with pytest.raises(SystemExit, match="^error: .*'none.pth'"):
+        main(words.split())
+
+
+def test_info_tells_what_is_not_there_yet(monkeypatch):
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", not_installed)
+    monkeypatch.setattr(cpp_build, "is_to_be_compiled", lambda: True)
+    facts = [*info._attention(), *info._extras()]
+    assert ("attention on cpu", "cpp: is compiled on first use") in facts
+    unknown = "unknown: aligndetr is not installed here, it runs from a folder"
+    assert facts[-1] == ("extras", unknown)
+
+
+def test_a_benchmark_prints_a_row_for_each_size_and_writes_all(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["aligndetr"])
+    words = "benchmark --config-file aligndetr_demo --device cpu --repeats 1 --warm-up 0 --sizes"
+    main([*words.split(), "64x96", "96x64", "--json", str(tmp_path / "out.json")])
+    rows = [
+        line for line in capsys.readouterr().out.splitlines() if re.search(r"\d+ ?x ?\d+", line)
+    ]
+    assert len(json.loads((tmp_path / "out.json").read_text())["latencies"]) == len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sizes 800", "'800' is not HEIGHTxWIDTH, such as 800x1333"),
+        ("--device cpu", "give --checkpoint, or --config-file for random weights"),
+    ],
+)
+def test_a_benchmark_of_nothing_is_refused(words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["aligndetr"])
+    with pytest.raises(SystemExit):
+        main(["benchmark", *words.split()])
+    assert message in capsys.readouterr().err

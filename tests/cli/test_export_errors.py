@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aligndetr.cli import export
+from aligndetr.export.export import check_output
 
 CONFIG = str(Path(__file__).parents[2] / "projects/aligndetr/configs/aligndetr_demo.py")
 RANDOM = ["--config-file", CONFIG, "--output", "model.pt2"]  # needs no optional library
@@ -61,3 +62,8 @@ def test_the_missing_library_is_named_with_its_extra(refused, monkeypatch):
 def test_neither_checkpoint_nor_config_is_a_mistake_in_the_words(refused, capsys):
     assert refused("--output", "model.pt2") == 2
     assert "give --checkpoint, or --config-file alone" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_yet_is_no_mistake(tmp_path):
+    check_output(tmp_path / "new" / "folder" / "model.pt2")
+    assert list(tmp_path.iterdir()) == []

@@ -227,3 +227,26 @@ def test_python_config_is_code(tmp_path):
     path = tmp_path / "config.py"
     path.write_text("import os\ntrain = dict(pid=os.getpid())")
     assert load_config(path).train.pid == os.getpid()
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not
+    monkeypatch.setattr(sys, "path", [])
+    del sys.modules["timm"]
+    with pytest.raises(ValueError, match="timm is not installed"):
+        check_targets({"_target_": "timm.create_model", "model_name": "resnet50"})
+
+
+def test_what_a_users_module_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "projects" / "mine").mkdir(parents=True)
+    (tmp_path / "projects" / "mine" / "__init__.py").write_text("import not_installed_anywhere")
+    monkeypatch.setattr("projects.__path__", [str(tmp_path / "projects")])
+    with pytest.raises(ValueError, match=r"projects\.mine cannot be imported: .*not_installed_any"):
+        check_targets({"_target_": "projects.mine.Model"})
+
+
+def test_a_config_nested_by_aliases_is_nested_too_deeply():
+    """Its text is flat, so only what reads the values meets their depth."""
+    text = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 190))
+    with pytest.raises(ValueError, match="my config: nested too deeply for a config"):
+        config_from_yaml(text, source="my config")

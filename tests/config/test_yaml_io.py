@@ -179,3 +179,19 @@ def test_python_config_with_a_syntax_error_shows_file_and_line(tmp_path):
     path.write_text("train = {}\nx = = 3\n")
     with pytest.raises(ValueError, match=r"(?s)config\.py.*line 2.*invalid syntax"):
         load_config(path)
+
+
+def test_a_resolver_may_give_a_group(monkeypatch):
+    monkeypatch.setenv("MY_SIZES", "[480, 800]")
+    cfg = OmegaConf.create({"sizes": "${oc.decode:${oc.env:MY_SIZES}}"})
+    cfg.more = {"sizes": "${oc.create:{a: ${sizes}}}"}
+    assert yaml.safe_load(config_to_yaml(cfg)) == {
+        "sizes": [480, 800],
+        "more": {"sizes": {"a": [480, 800]}},
+    }
+
+
+def test_a_large_file_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("#" * (1 << 19))
+    with pytest.raises(ValueError, match=r"config\.yaml: 524288 bytes are more"):
+        load_config(tmp_path / "config.yaml")

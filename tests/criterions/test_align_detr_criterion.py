@@ -10,6 +10,7 @@ import torch
 from aligndetr.criterions import (
     AlignDETRCriterion,
     BaseCriterion,
+    HybridCriterion,
     ManyToOneCriterion,
     TwoStageCriterion,
 )
@@ -470,6 +471,16 @@ def test_each_class_adds_its_own_losses():
     assert many_to_one.keys() == decoder
     assert two_stage.keys() == {k for k in ALL_KEYS if "dn" not in k}
     assert many_to_one.items() <= two_stage.items() <= align.items()
+
+
+def test_a_part_that_a_model_has_not_got_adds_nothing():
+    outputs, targets, dn_metas = random_step()
+    arguments = (K, make_matcher(), {}, MATCH_NUM, 2.0, 0.25, 1.5)
+    align = values(AlignDETRCriterion(*arguments)(outputs, targets, dn_metas))
+    assert values(HybridCriterion(*arguments)(outputs, targets, dn_metas)) == align
+    del outputs["enc_outputs"]
+    without_proposals = AlignDETRCriterion(*arguments)(outputs, targets, dn_metas)
+    assert values(without_proposals) == {k: v for k, v in align.items() if "enc" not in k}
 
 
 def test_base_criterion_by_hand():

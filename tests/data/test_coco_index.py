@@ -10,6 +10,7 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
+import pyarrow as pa
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, DatasetFromList, get_detection_dataset_dicts
@@ -25,7 +26,7 @@ from aligndetr.data import (
     index_files,
     register_dataset,
 )
-from aligndetr.data.coco_index import CocoIndex
+from aligndetr.data.coco_index import BadIndexError, CocoIndex
 from aligndetr.data.index_build import build_index
 from aligndetr.data.index_files import open_index
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset, write_json
@@ -148,6 +149,18 @@ def test_blocks_are_bounded(build, monkeypatch):
     assert max(held) <= 20_000 / index_build.ENTRY_OVERHEAD
     assert sum(map(len, joined)) == 60
     assert max(len(b"".join(texts)) for texts in joined) < 20_000
+
+
+def test_numbers_go_to_arrays_in_blocks_and_are_the_same(build, monkeypatch):
+    content = random_content(num_images=20, num_annotations=60)
+    whole = build(content)
+    expected = list(CocoDataset(whole, "/root")), whole.info
+    monkeypatch.setattr(coco_reading, "_BLOCK", 7)
+    blocks = build(content)
+    assert (list(CocoDataset(blocks, "/root")), blocks.info) == expected
+    content["annotations"].append(content["annotations"][3])
+    with pytest.raises(DatasetError, match="stands twice|twice in annotations"):
+        build(content)
 
 
 def test_ids_may_be_texts(build):
@@ -314,6 +327,14 @@ def test_damage_in_the_middle_is_named_when_it_is_read(tiny):
         open_index(*tiny).annotations(0)
 
 
+def test_an_index_that_has_lost_a_row_is_none(build, tmp_path):
+    table = pa.ipc.open_file(build(make_content()).path.read_bytes()).read_all()
+    with pa.ipc.new_file(tmp_path / "less.arrow", table.schema) as writer:
+        writer.write_table(table.slice(1))
+    with pytest.raises(BadIndexError, match=r"less\.arrow' is not an index of 2 images"):
+        CocoIndex(tmp_path / "less.arrow")
+
+
 def test_a_damaged_stamp_costs_nothing_but_a_reading(tiny, builds):
     open_index(*tiny)
     (stamp,) = hidden(tiny[0], "*.stamp")
@@ -397,6 +418,28 @@ def test_those_that_wait_say_so(tiny, builds, caplog):
         assert builds == []
     waiting.join(10)
     assert len(builds) == 1
+
+
+def test_where_there_are_no_locks_each_builds_its_own_and_says_so(tiny, monkeypatch, caplog):
+    def no_locks(file, waiting):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(index_files, "lock", no_locks)
+    assert open_index(*tiny).info.num_images == 2
+    assert "cannot be locked: no locks available" in caplog.text
+
+
+def test_a_large_json_is_announced_aloud(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(index_files, "LARGE", tiny[0].stat().st_size)
+    open_index(*tiny)
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said[0].startswith(f"Indexing {str(tiny[0])!r}")
+
+
+def test_a_json_that_is_not_there_is_named(tiny):
+    tiny[0].unlink()
+    with pytest.raises(DatasetError, match=r"instances_train\.json' does not exist"):
+        open_index(*tiny)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -284,6 +284,15 @@ def test_class_names_of_coco_2017_need_no_file():
     assert len(class_names("coco_2017_val")) == 80
 
 
+def test_class_names_of_a_data_set_that_learns_them_by_loading(monkeypatch):
+    def load():
+        MetadataCatalog.get("learns late").thing_classes = ["tree", "car"]
+        return []
+
+    monkeypatch.setitem(DatasetCatalog.data, "learns late", load)
+    assert class_names("learns late") == ["tree", "car"]
+
+
 LOAD_DEFAULT = """
 import json
 from detectron2.data import DatasetCatalog

@@ -158,9 +158,28 @@ def test_a_complete_data_set_needs_no_wheel(root, monkeypatch):
     assert demo.prepare_trees(root) is False
 
 
+def test_of_two_processes_the_second_takes_what_the_first_has_written(wheel, tmp_path, monkeypatch):
+    write = demo.write_trees
+
+    def both_write(wheel, folder):
+        write(wheel, tmp_path / "trees")
+        write(wheel, folder)
+
+    monkeypatch.setattr(demo, "write_trees", both_write)
+    assert demo.prepare_trees(tmp_path / "trees", wheel) is False
+    assert [path.name for path in tmp_path.glob("*trees*")] == ["trees"]
+
+
 def test_a_missing_tile_is_an_error_that_names_it(root):
     (root / "val" / "x0000_y0000.png").unlink()
     with pytest.raises(FileExistsError, match=r"x0000_y0000\.png cannot be read"):
+        demo.prepare_trees(root)
+
+
+def test_a_tile_of_another_size_is_an_error_that_names_it(root):
+    path = root / "val" / "x0000_y0000.png"
+    Image.open(path).resize((9, 7)).save(path)
+    with pytest.raises(FileExistsError, match=r"x0000_y0000\.png is 9 x 7 pixels, its json says"):
         demo.prepare_trees(root)
 
 
@@ -196,3 +215,31 @@ def test_failed_download_says_what_pip_said(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "REQUIREMENT", "deepforest==not a version")
     with pytest.raises(RuntimeError, match=r"(?s)--wheel"):
         demo.download_wheel(tmp_path)
+
+
+def test_a_wheel_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no wheel at .*gone\.whl; .*deepforest==2\.1\.0"):
+        demo.prepare_trees(tmp_path / "trees", tmp_path / "gone.whl")
+
+
+def test_pip_hands_over_the_wheel(wheel, tmp_path, monkeypatch):
+    with zipfile.ZipFile(wheel, "a") as archive:  # as much as pip looks at
+        info = "deepforest-2.1.0.dist-info"
+        text = "Metadata-Version: 2.1\nName: deepforest\nVersion: 2.1.0\n"
+        archive.writestr(f"{info}/METADATA", text)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    (tmp_path / "new").mkdir()
+    assert demo.download_wheel(tmp_path / "new").read_bytes() == wheel.read_bytes()
+
+
+def test_the_command_says_what_there_is(wheel, tmp_path, run_tool, capsys):
+    words = ["prepare_demo_data.py", "--root", tmp_path / "trees", "--wheel", wheel]
+    for said in ("written", "already there and complete"):
+        assert run_tool(*words) == 0
+        first, train, _ = capsys.readouterr().out.splitlines()
+        assert first == f"{tmp_path / 'trees'}: {said}"
+        assert "6 tiles, 4 with trees; 6 boxes, 1 crowd regions" in train
+    assert run_tool(*words[:2], tmp_path, *words[3:]).startswith("error: ")

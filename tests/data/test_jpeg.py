@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aligndetr.data import jpeg
 from aligndetr.data.image_reading import read_image
 from aligndetr.data.jpeg import decode_jpeg
 from tests.data.coco_json import COCO_TINY
@@ -59,6 +60,16 @@ def turned(orientation):
     return saved(photo(), exif=tags)
 
 
+def with_size(data, width, height):
+    """The same JPEG, its frame header saying another size."""
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4 :]
+
+
+def without_scan(data):
+    return data[: data.index(b"\xff\xda")] + b"\xff\xd9"
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -67,13 +78,33 @@ def turned(orientation):
         turned(6),
         saved(photo())[:-40],
         saved(photo()) + b"\0" * 7,
+        without_scan(saved(photo())),
+        with_size(saved(photo()), 60_000, 60_000),  # more than OpenCV decodes
     ],
-    ids=["grey", "CMYK", "turned", "cut off", "more behind its end"],
+    ids=["grey", "CMYK", "turned", "cut off", "more behind its end", "no pixels", "huge"],
 )
-def test_the_rest_is_left_to_pillow(data, tmp_path):
+def test_the_rest_is_left_to_pillow(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert decode_jpeg(opened(data)) is None
     (tmp_path / "image.jpg").write_bytes(saved(photo()))
     assert decode_jpeg(Image.open(tmp_path / "image.jpg")) is not None
+
+
+def test_what_is_no_file_or_is_decoded_already_is_left_alone():
+    assert decode_jpeg(photo()) is None
+    image = opened(saved(photo()))
+    image.load()
+    assert decode_jpeg(image) is None
+
+
+def test_two_libraries_that_differ_leave_all_to_pillow(monkeypatch):
+    decode = jpeg._decode
+    monkeypatch.setattr(jpeg, "_decode", lambda data: decode(data) ^ 1)
+    jpeg._decodes_as_pillow_does.cache_clear()
+    try:
+        assert decode_jpeg(opened(saved(photo()))) is None
+    finally:
+        jpeg._decodes_as_pillow_does.cache_clear()
 
 
 def test_an_image_left_to_pillow_can_still_be_read(tmp_path):

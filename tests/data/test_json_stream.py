@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from aligndetr.data import json_stream
 from aligndetr.data.json_stream import JsonReader
 
 VALUES = [
@@ -71,3 +72,11 @@ def test_an_error_in_the_middle_is_found_there():
     with pytest.raises(ValueError, match=f"delimiter: char {len(entries) + 9}"):
         list(JsonReader(file, chunk=100).items())
     assert file.tell() < len(data) / 2 + 500  # and the rest has not been read
+
+
+def test_an_entry_without_end_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(json_stream, "MAX_ENTRY", 1000)
+    file = io.BytesIO(b'["' + b"x" * 100_000)
+    with pytest.raises(ValueError, match="an entry of more than 1000 characters"):
+        list(JsonReader(file, chunk=100).items())
+    assert file.tell() < 5000

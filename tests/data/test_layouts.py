@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from aligndetr.data import DatasetError, class_names, register_dataset
+from aligndetr.data.yolo import MAX_TEXT
 from aligndetr.evaluation import COCOEvaluator
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset
 from tests.data.layouts_on_disk import write_roboflow, write_yolo
@@ -331,6 +332,7 @@ def test_a_bad_label_is_named_with_file_and_line(label, message, yolo):
         ({"kpt_shape": [17, 3]}, r"kpt_shape` \(=\[17, 3\]\): its labels are poses.* as boxes"),
         ({"train": None}, "does not say where the train images are; add `train`"),
         ({"train": "pictures"}, r"names 'pictures', but none of .*yolo/pictures'.* exists"),
+        ({"train": "a\0b"}, r"names 'a\\x00b', but none of .* exists"),
         ({"train": "labels"}, "there is no image in 'labels', the `train` of"),
     ],
 )
@@ -351,6 +353,12 @@ def test_a_yaml_that_is_none_is_named(text, yolo):
 def test_an_image_that_cannot_be_read_is_named(yolo):
     (yolo / "images" / "train" / "a.png").write_text("no picture")
     with pytest.raises(DatasetError, match=r"images/train/a.png' cannot be read"):
+        register_dataset("train", root=str(yolo))
+
+
+def test_a_label_that_is_no_text_of_yolos_is_not_read(yolo):
+    os.truncate(yolo / "labels" / "train" / "a.txt", MAX_TEXT + 1)
+    with pytest.raises(DatasetError, match=r"a.txt' is larger than \d+ bytes; this is no text"):
         register_dataset("train", root=str(yolo))
 
 

@@ -8,7 +8,7 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 
 from aligndetr.config import check_targets
-from aligndetr.data import DatasetError
+from aligndetr.data import DatasetError, build_detection_test_loader
 from tests.data.coco_json import COCO_TINY, make_content, write_dataset
 
 CONFIG = Path(__file__).parents[2] / "aligndetr" / "config" / "common" / "data" / "coco.py"
@@ -154,3 +154,9 @@ def test_old_argument_that_opens_another_door_is_refused(config):
     # detectron2's builders take `cfg`, and with it all arguments from there.
     with pytest.raises(TypeError, match="cfg"):
         instantiate({**config.dataloader.train, "cfg": 1})
+
+
+def test_images_of_the_test_loader_may_be_a_list(config):
+    images = [{"image_id": i} for i in (7, 5, 6)]
+    loader = build_detection_test_loader(images, mapper=dict, batch_size=2)
+    assert list(loader) == [images[:2], images[2:]]

@@ -140,6 +140,8 @@ def test_an_image_of_more_than_8_bits_is_found(tmp_path):
 def test_a_file_that_is_no_json_is_named(tmp_path):
     write_dataset(tmp_path, make_content()).write_text("{")
     assert "cannot be read" in texts(survey(tmp_path)[1], "error")[0]
+    write_json(tmp_path, [])
+    assert "it holds a list, not a COCO json's object" in texts(survey(tmp_path)[1], "error")[0]
 
 
 def test_an_image_in_both_splits_is_found_in_another_size_and_compression(tmp_path):
@@ -170,6 +172,8 @@ def test_prints_know_a_photograph_again_and_no_other(tmp_path):
         smaller.append(inspect_image(tmp_path / "x.jpg"))
     assert similar_pairs(prints, smaller) == [(0, 0), (1, 1), (2, 2)]
     assert similar_pairs(prints, [None, prints[2]]) == [(2, 1)]
+    assert similar_pairs([None, prints[2]], prints) == [(1, 2)]
+    assert similar_pairs(prints, [None]) == []
     flat = [Image.new("RGB", (9, 9), color) for color in ("black", "white")]
     for i, image in enumerate(flat):
         image.save(tmp_path / f"{i}.png")
@@ -209,3 +213,16 @@ def test_the_tool_tells_by_its_exit_status(run_tool, tmp_path, capsys):
     assert run_tool(*words) == 0
     assert run_tool(*words, "--strict") == 1  # the same black images in train and val
     assert "look the same" in capsys.readouterr().out
+
+
+def test_of_many_classes_the_chart_shows_the_most_frequent_and_the_rarest(tmp_path):
+    def more_classes(content):
+        content["categories"] += [{"id": 100 + i, "name": f"class {i}"} for i in range(60)]
+
+    found, _ = after(more_classes, tmp_path)
+    assert data_report._charts(found).height == 100 * 0.2 * 41  # 40 and the gap between them
+
+
+def test_the_tool_needs_a_root_or_both_jsons(run_tool, capsys):
+    assert run_tool("check_dataset.py", "--train-json", "a.json") == 2
+    assert "give --root, or --train-json, --train-images, --val-json" in capsys.readouterr().err

@@ -133,3 +133,16 @@ def test_notes_do_not_reach_the_model_and_survive_a_resumption(tmp_path):
     resumed.take_notes([{NOTE: [{**note, "file_name": "3.png"}]}])
     with pytest.raises(DatasetError, match="3 of 4 training images"):
         resumed.share()
+
+
+@pytest.mark.parametrize("place", [None, "file/in/the/way"])
+def test_a_list_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, caplog, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    counter = CorruptImages(0.5, place)
+    note = {"image_id": 1, "file_name": "1.png", "error": "image '1.png' is broken", "images": 4}
+    counter.take_notes([{NOTE: [note]}])
+    counter.share()
+    assert list(counter.found) == ["1.png"]
+    assert ("could not write" in caplog.text) == (place is not None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

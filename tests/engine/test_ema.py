@@ -148,3 +148,10 @@ def test_evaluating_averages_that_are_not_there_is_an_error(tmp_path):
     path = str(tmp_path / "model_final.pth")
     with pytest.raises(CheckpointError, match=r"no averaged weights.*model_ema\.enabled=False"):
         do_test(stand_in_config(tmp_path, init_checkpoint=path, model_ema=EMA))
+
+
+def test_the_average_may_be_on_another_device():
+    model = nn.Linear(2, 1)
+    ema = ModelEMA(model, decay=0.75, device="meta")
+    assert {p.device.type for p in ema.model.parameters()} == {"meta"}
+    assert {p.device.type for p in model.parameters()} == {"cpu"}

@@ -106,6 +106,8 @@ def test_a_dataset_of_the_users_own_is_left_alone(tmp_path):
     cfg.dataset = {"folder": "x", "rot": 3}
     cfg.dataloader.train.total_batch_size = "${dataset.rot}"
     check_known_keys(cfg)
+    cfg.dataloader = "mine"  # not even a group
+    check_known_keys(cfg)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -125,3 +127,8 @@ def test_configs_saved_by_an_older_version_or_by_the_authors_code_pass(tmp_path)
     for key in ("max_epochs", "hooks", "report", "mlflow", "grad_accum_steps"):
         del cfg.train[key]
     check_run(cfg, arguments())
+
+
+def test_what_does_not_tell_its_arguments_is_called_with_any():
+    cfg = OmegaConf.create({"model": {"_target_": "builtins.dict", "anything": 3}})
+    check_arguments(cfg, "model")

@@ -1,7 +1,12 @@
 """Ranks as torchrun and SLURM give them."""
 
-import pytest
+import sys
 
+import pytest
+import torch.distributed as dist
+
+from aligndetr.engine import launch
+from aligndetr.engine.launch import _exit_status
 from aligndetr.engine.place import adopt_place, find_place, first_host
 from tests.engine.stand_in import arguments
 
@@ -101,3 +106,19 @@ def test_options_must_not_contradict_the_environment():
     with pytest.raises(ValueError, match="--num-gpus is 4, but torchrun has started 8"):
         adopt_place(arguments(num_gpus=4), TORCHRUN)
     adopt_place(arguments(num_gpus=8, num_machines=2), TORCHRUN)
+
+
+def test_torchrun_of_one_process_is_a_run_of_its_own(monkeypatch):
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in (TORCHRUN | alone).items():
+        monkeypatch.setenv(name, value)
+    called = []
+    launch(called.append, 1, args=("here",), device="cpu")
+    assert called == ["here"]
+    assert not dist.is_initialized()
+
+
+def test_what_ends_a_run_with_words_is_no_exit_code():
+    assert _exit_status(sys.exit, (75,)) == 75
+    with pytest.raises(SystemExit, match="error: in words"):
+        _exit_status(sys.exit, ("error: in words",))

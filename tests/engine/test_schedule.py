@@ -10,7 +10,7 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from aligndetr.config import apply_overrides, config_from_yaml, config_to_yaml, load_config
-from aligndetr.engine import build_optimizer, check_run, cosine_lr, multi_step_lr
+from aligndetr.engine import build_optimizer, check_run, cosine_lr, multi_step_lr, setup
 from tests.engine.stand_in import StandIn, arguments, stand_in_config
 from tests.engine.test_corrupt_images import records
 
@@ -126,3 +126,8 @@ def test_rates_follow_the_images_per_step(tmp_path, accum, factor):
     for a, b in zip(plain.param_groups, scaled.param_groups, strict=True):
         assert b["lr"] == pytest.approx(factor * a["lr"])
     assert cfg.optimizer.lr == 0.01  # saved and built again, it is not scaled twice
+
+
+def test_a_length_that_follows_the_data_is_in_the_log(tmp_path):
+    setup(config_of(tmp_path, max_epochs=3), arguments())
+    assert "`train.max_iter` follows the data: 23 iterations" in (tmp_path / "log.txt").read_text()

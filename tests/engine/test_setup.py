@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from aligndetr.data import DatasetError
 from aligndetr.engine import check_run
 from aligndetr.engine.checks import check_batch_size, check_device
-from aligndetr.engine.setup import complete_config, rank_seed
+from aligndetr.engine.setup import complete_config, rank_seed, settle_seed
 from tests.engine.stand_in import arguments, stand_in_config
 
 
@@ -133,6 +133,8 @@ def test_batch_size_is_for_all_machines_together(cfg):
         ("log_period", 0), ("eval_period", -1), ("seed", None), ("seed", True),
         ("checkpointer.period", -1), ("checkpointer.max_to_keep", 0),
         ("output_dir", ""), ("output_dir", None), ("device", None), ("device", ""),
+        ("max_corrupt_share", 1.5), ("max_corrupt_share", True), ("deterministic", 1),
+        ("checkpointer.best_metric", "AP"), ("checkpointer.best_metric", 50),
     ],
 )  # fmt: skip
 def test_train_keys_out_of_range_are_named_with_their_value(cfg, key, value):
@@ -155,6 +157,14 @@ def test_overwriting_checkpoints_is_refused(cfg, tmp_path, name):
         check_run(cfg, arguments())
     check_run(cfg, arguments(resume=True))
     assert (tmp_path / "output" / name).read_text() == "precious"
+
+
+def test_checkpoints_beside_a_config_that_nobody_can_read_are_no_rehearsals(cfg, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").touch()
+    (tmp_path / "output" / "config.yaml").write_text("train: [")
+    with pytest.raises(FileExistsError, match="holds checkpoints"):
+        check_run(cfg, arguments())
 
 
 def test_missing_checkpoint_is_refused(cfg):
@@ -226,3 +236,14 @@ def test_resumed_run_gets_another_seed(cfg):
     assert rank_seed(cfg, start_iter=100) != 3
     cfg.train.seed = -1
     assert rank_seed(cfg, start_iter=100) is None
+
+
+def test_a_drawn_seed_stays_that_of_the_run(cfg, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "config.yaml").write_text("train: {seed: 1234567}")
+    cfg.train.seed = -1
+    settle_seed(cfg, resume=True)
+    assert cfg.train.seed == 1234567
+    cfg.train.seed = -1
+    settle_seed(cfg)
+    assert cfg.train.seed != 1234567

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from aligndetr.checkpoint import CheckpointError, read_checkpoint
-from aligndetr.engine import build_optimizer, do_test, do_train, rehearse, setup
+from aligndetr.engine import build_optimizer, do_test, do_train, rehearse, setup, train_loop
 from tests.engine.stand_in import StandIn, arguments, stand_in_config
 
 
@@ -160,6 +160,7 @@ def test_evaluating_the_final_checkpoint_gives_the_same_to_every_digit(finished)
     before = sorted(path.name for path in folder.iterdir())
     setup(cfg, arguments(eval_only=True))
     assert do_test(cfg)["bbox"]["AP"] == trained
+    assert do_test(cfg, finished[1])["bbox"]["AP"] == trained
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -304,6 +305,14 @@ def test_a_damaged_final_checkpoint_is_written_again(tmp_path):
     train(tmp_path, max_iter=4, resume=True)
     again = read_checkpoint(str(final))["model"]
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_machines_with_different_checkpoints_do_not_start(tmp_path, monkeypatch):
+    train(tmp_path, max_iter=4)
+    # As if another machine had found an older one.
+    monkeypatch.setattr(train_loop.comm, "all_gather", lambda x: [x, 1] if x == 4 else [x])
+    with pytest.raises(ValueError, match=r"different iterations \[4, 1\]; every machine needs"):
+        train(tmp_path, resume=True)
 
 
 def test_after_going_back_the_files_of_the_course_that_was_left_go_first(tmp_path):

@@ -83,6 +83,15 @@ def test_labels_in_another_order_than_the_categories(name):
     assert [row["name"] for row in evaluator.summary["classes"]] == ["tree", "house"]
 
 
+def test_a_data_set_of_which_the_json_alone_is_known(name):
+    only_json = f"{name}, its json"
+    MetadataCatalog.get(only_json).json_file = MetadataCatalog.get(name).json_file
+    evaluator = AlignmentEvaluator(only_json)
+    last = run(evaluator, (INPUT, output(only=FINDS)))["alignment"]
+    assert last["assigned_iou"] == pytest.approx((1 + 0.5) / 2)
+    assert [row["name"] for row in evaluator.summary["classes"]] == ["class 0", "class 1"]
+
+
 def test_detections_take_the_place_of_layers(name):
     boxes = torch.tensor([[0.0, 0.0, 100.0, 50.0], [100.0, 75.0, 200.0, 100.0]])
     instances = Instances(

@@ -1,5 +1,7 @@
 """Differences with their confidence: exact where they can be known, sound where they are drawn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,10 @@ def test_runs_on_other_data_are_refused():
         bootstrap_differences([matches_of([1, 1]), matches_of([1, 1, 1])])
     with pytest.raises(ValueError, match="needs 2 of each"):
         bootstrap_differences([matches_of([1])])
+
+
+def test_without_an_object_no_difference_is_known():
+    content = {"images": [{"id": 0}], "categories": [{"id": 1, "name": "a"}], "annotations": []}
+    run = match_boxes(GroundTruth.from_content(content, source="test"), [])
+    (found,) = bootstrap_differences([run, run], num_resamples=2)
+    assert all(np.isnan(dataclasses.astuple(difference)).all() for difference in found.values())

@@ -195,6 +195,14 @@ def test_old_results_survive_a_failure(world, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_results_that_cannot_be_written_do_not_cost_the_metrics(world, tmp_path, caplog):
+    content, detections, name = world
+    (tmp_path / "coco_instances_results.json" / "in the way").mkdir(parents=True)
+    results = run(COCOEvaluator(name, output_dir=str(tmp_path)), content, detections)
+    assert_same_results(results, run(COCOEvaluator(name), content, detections))
+    assert "coco_instances_results.json COULD NOT BE WRITTEN" in caplog.text
+
+
 def test_data_set_without_a_json_gets_one(tmp_path):
     record = {
         "file_name": "1.jpg",

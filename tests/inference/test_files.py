@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -126,6 +127,14 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(predictor, photos, tmp
     run(predictor, photos, tmp_path / "out")
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir()}
     assert sizes == {"a.jpg": (30, 10), "b.png": (20, 10), "a_2.jpg": (40, 10)}
+
+
+def test_a_picture_of_a_kind_that_cannot_be_written_becomes_a_png(predictor, photos, tmp_path):
+    shutil.copy(photos / "b.png", photos / "b.scan")
+    predict_files(predictor, [str(photos / "b.scan")], tmp_path / "out")
+    (written,) = (tmp_path / "out").iterdir()
+    assert written.name == "b.png"
+    assert Image.open(written).format == "PNG"
 
 
 def test_the_threshold_holds(predictor, photos, tmp_path):

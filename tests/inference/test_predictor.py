@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from PIL import Image
 
 from aligndetr.checkpoint import Checkpointer, CheckpointError
@@ -278,6 +279,21 @@ def test_an_image_of_one_pixel_works_and_one_too_narrow_is_named(predictor):
         predictor(np.zeros((5000, 1, 3), np.uint8))
 
 
+def test_what_it_is_printed_as(predictor):
+    assert repr(predictor) == "Predictor(AlignDETR, 3 classes, cpu)"
+
+
+def test_a_config_without_what_is_needed_is_named(folder):
+    with pytest.raises(ValueError, match=r"no `model` or no `dataloader\.test\.mapper`.*training"):
+        Predictor.from_checkpoint(folder / "bare" / "bare.pth", OmegaConf.create({"train": {}}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named(folder):
+    with pytest.raises(ValueError, match="`device` is 'cuda', .* set device=\"cpu\""):
+        Predictor.from_checkpoint(folder / "model_final.pth", device="cuda")
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/predict.md"])
 def test_the_python_of_the_docs_runs_as_printed(page, folder, tmp_path, monkeypatch):
     pytest.importorskip("supervision")
@@ -320,3 +336,15 @@ def test_the_tool_names_a_mistake_in_one_line(run_tool, tmp_path):
     assert said.startswith("error: checkpoint 'no/such.pth' does not exist")
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_keeps_what_was_found_until_ctrl_c(
+    run_tool, folder, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aligndetr.inference.predict_files", interrupted)
+    options = ["--checkpoint", folder / "model_final.pth", "--input", IMAGES[0], "--device", "cpu"]
+    assert run_tool("demo.py", *options, "--output", tmp_path / "out.json") == 130
+    assert "out.json holds what was found until then" in capsys.readouterr().err

@@ -136,6 +136,11 @@ def test_mmdetections_dino_is_converted_with_a_config_that_matches(trained, tmp_
     assert any("model.position_embedding.temperature=20" in note for note in notes)
     with pytest.raises(CheckpointError, match="temperature=20"):
         Predictor.from_checkpoint(tmp_path / "bare.safetensors", config, device="cpu")
+    # So does what mmdetection's own config says of the training.
+    meta = {"cfg": "model = dict(bbox_head=dict(tau=1.5))"}
+    torch.save(torch.load(tmp_path / "dino.pth") | {"meta": meta}, tmp_path / "dino.pth")
+    notes = convert_checkpoint(str(tmp_path / "dino.pth"), tmp_path / "trained.safetensors")
+    assert notes[-1] == "they were trained with model.criterion.tau=1.5"
 
 
 def test_no_file_is_overwritten(trained, tmp_path):
@@ -143,6 +148,10 @@ def test_no_file_is_overwritten(trained, tmp_path):
     with pytest.raises(FileExistsError, match=r"a\.safetensors.*name another"):
         convert_checkpoint(str(trained), tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_text() == "precious"
+    (tmp_path / "model.safetensors").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"model\.safetensors.*name another folder"):
+        save_pretrained(str(trained), tmp_path)
+    assert (tmp_path / "model.safetensors").read_text() == "precious"
 
 
 def test_preprocessing_of_a_config_without_any():
@@ -240,6 +249,14 @@ def test_the_command_converts_and_names_mistakes_in_one_line(
         run_tool(monkeypatch, "no/such.pth", tmp_path / "b")
     with pytest.raises(SystemExit, match="^error: .*is there already"):
         run_tool(monkeypatch, trained, output)
+
+
+def test_the_command_pushes_to_the_hub(trained, monkeypatch, hub, capsys):
+    run_tool(monkeypatch, trained, "hf://user/cats")
+    assert capsys.readouterr().out.splitlines()[-1] == f"{hub.address}/user/cats"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(SystemExit, match=r"^error: 'user/dogs' could not be written to the Hub: "):
+        run_tool(monkeypatch, trained, "hf://user/dogs")
 
 
 DOCS = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")

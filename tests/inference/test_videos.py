@@ -307,6 +307,16 @@ def test_folders_give_their_videos_too(clips):
     assert names == sorted(path.name for path in clips.iterdir())
 
 
+def test_a_video_that_no_codec_takes_is_named_and_leaves_nothing(tmp_path):
+    path = tmp_path / "out.mp4"
+    with (
+        pytest.raises(OSError, match=r"out\.mp4' cannot be written as a video of 0 x 0"),
+        open_video_output(path, FPS, (0, 0)),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_search_for_more_frames_ends():
     reads = []
 

@@ -222,3 +222,8 @@ def test_needs_torch_alone():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_printed_model_shows_which_loss_it_has():
+    text = repr(IABCELoss(alpha=0.4, gamma=1.5, tau=2.0, variant="varifocal"))
+    assert text == "IABCELoss(varifocal, alpha=0.4, gamma=1.5, tau=2.0)"

@@ -99,6 +99,11 @@ def test_a_list_alone_is_one_value():
     assert run.overrides == ("model.criterion.match_num=[2,2,2,1]",)
 
 
+def test_what_hydra_cannot_read_is_text_as_on_every_command_line():
+    (run,) = expand([DEMO], ["dataset.root=data/k=2 (new), #1"])
+    assert run.overrides == ("dataset.root=data/k=2 (new), #1",)
+
+
 def test_keys_that_end_alike_are_written_out():
     overrides = ["model.criterion.alpha=0.2,0.3", "model.criterion.matcher.alpha=0.2,0.3"]
     assert names(*overrides)[1] == (

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from aligndetr.cli import sweep as cli_sweep
 from aligndetr.sweeps import (
     Slurm,
     expand,
@@ -181,6 +182,39 @@ def test_alignment_is_measured_once_and_stands_in_the_table(tmp_path, train_net)
         )
         assert "| 0.75 " in table
     assert not (tmp_path / "aligndetr_demo__seed=7/model_final_report").exists()
+
+
+@pytest.fixture
+def sweep(tmp_path, train_net, monkeypatch, capsys):
+    """Calls `aligndetr sweep` with the "training"; its exit status and its lines."""
+    monkeypatch.setattr(cli_sweep, "PROGRAM", train_net)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # the command adds to it
+
+    def run(*words):
+        words = ["sweep", "--config-file", DEMO, *words, "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", words)
+        status = cli_sweep.main()
+        return status, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_the_command_says_trains_and_prints_the_table(sweep, tmp_path):
+    names = ["aligndetr_demo__seed=1", "aligndetr_demo__seed=7"]
+    seeds = "train.seed=1,7"
+    assert sweep(seeds, "--dry-run") == (0, ["2 runs, 0 of them finished", *names])
+    status, lines = sweep(seeds, "--metrics", "bbox/AP,bbox/APs", "--num-gpus", "2")
+    assert status == 1  # for that of seed 7 fails
+    assert "| bbox/AP | bbox/APs |" in " ".join(lines[-3].split())
+    assert "| 1 of 2, exit code 3 |" in lines[-1]
+    assert sweep(seeds, "--dry-run") == (0, ["2 runs, 1 of them finished", names[1]])
+    assert calls(tmp_path) == [f"{name} train --resume --num-gpus" for name in names]
+    assert sweep("train.seed=1")[0] == 0
+
+
+def test_a_mistake_in_the_command_is_one_line(sweep):
+    with pytest.raises(SystemExit, match="^error: .*tua"):
+        sweep("model.criterion.tua=1,2")
 
 
 def test_a_run_without_its_last_evaluation_is_not_finished(tmp_path, train_net):

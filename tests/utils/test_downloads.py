@@ -23,6 +23,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", target)
             self.end_headers()
             return
+        if "garbled" in self.path:
+            self.wfile.write(b"HTTP/1.1 2OO fine\r\n\r\n")
+            return
         if "missing" in self.path:
             self.send_error(404)
             return
@@ -61,6 +64,7 @@ BAD = {
     "cut.pth": "7000 of 14000 bytes came",
     "empty-unannounced.pth": "0 of some bytes",
     "missing.pth": "404",
+    "garbled.pth": "BadStatusLine: HTTP/1.1 2OO fine",
     "to-file": "unknown url type: file|not allowed",
     "r50-00000000.pth": f"sha256 is {SHA256}, which does not begin with 00000000",
     "model_final_000000.pkl": f"md5 is {MD5}",

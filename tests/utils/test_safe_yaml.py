@@ -27,6 +27,7 @@ def test_plain_values_are_those_of_yaml():
         (LAUGHS.replace("[", "{? ").replace(", ", " : 0, ? ").replace("]", " : 0}"), "unhashable"),
         ("[" + "1," * MAX_VALUES + "]", "more than 20000 values"),
         ("[" * 100_000, "nested too deeply"),
+        ("- " * 9_000 + "x", "nested too deeply"),  # in blocks, which no bracket counts
         ("x" * (MAX_BYTES + 1), "262145 bytes are more"),
         ("a: " + "9" * 5000, "a number of 5000 digits"),
         ("a: 0x" + "f" * 5000, "a number of 5002 digits"),
@@ -41,7 +42,7 @@ def test_plain_values_are_those_of_yaml():
         ("a: [", "expected"),
         ("\0", "special characters"),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_anything_else_is_one_error(text, message):
     with pytest.raises(ValueError, match=message):

@@ -162,3 +162,11 @@ def test_auto_takes_it_on_cuda_unless_a_graph_is_captured(monkeypatch):
     assert functional.choose_backend("auto", device) == "triton"
     monkeypatch.setattr(functional, "_graph_is_captured", lambda: True)
     assert functional.choose_backend("auto", device) == "reference"
+
+
+def test_auto_takes_no_sum_in_any_order_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(triton_backend, "_installed_version", lambda: None)
+    device = torch.device("cuda")
+    assert functional.choose_backend("auto", device) == "reference"
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert functional.choose_backend("auto", device) == "deterministic"

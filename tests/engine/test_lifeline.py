@@ -1,0 +1,43 @@
+"""What arrives at rank 0 from the processes of a run, and from anybody else."""
+
+import socket
+
+import pytest
+
+from aligndetr.engine.lifeline import _messages, _Watch
+
+
+@pytest.fixture
+def ends():
+    """Both ends of a connection."""
+    here, there = socket.socketpair()
+    yield here, there
+    here.close()
+    there.close()
+
+
+def test_a_message_that_is_cut_short_is_none(ends):
+    ends[0].sendall(b'{"rank": 1}\n{"rank": 2')
+    ends[0].close()
+    assert list(_messages(ends[1])) == [{"rank": 1}]
+
+
+@pytest.mark.parametrize("hello", [b'{"token": "guessed"}\n', b"{}\n", b""])
+def test_who_does_not_know_the_token_is_not_heard(ends, hello):
+    watch = _Watch(ends[1], "token")
+    ends[0].sendall(hello + b'{"text": "a lie"}\n')
+    ends[0].shutdown(socket.SHUT_WR)
+    watch._follow(ends[1])
+    assert watch._failures.empty()
+    assert watch._connections == []
+    assert ends[0].recv(1) == b""  # closed
+
+
+def test_who_ends_without_a_word_has_vanished(ends):
+    watch = _Watch(ends[1], "token")
+    ends[0].sendall(b'{"token": "token", "rank": 3, "who": "rank 3"}\n')
+    ends[0].close()
+    watch._follow(ends[1])
+    failure = watch._failures.get_nowait()
+    assert (failure.rank, failure.vanished) == (3, True)
+    assert failure.text.startswith("rank 3 ended without an error")
