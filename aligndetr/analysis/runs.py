@@ -11,7 +11,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import DatasetEvaluators
 from omegaconf import DictConfig
 
-from aligndetr.checkpoint import read_checkpoint
+from aligndetr.checkpoint import local_checkpoint, read_checkpoint
 from aligndetr.config import apply_overrides, load_config
 from aligndetr.engine import check_run, load_trained
 from aligndetr.evaluation import AlignmentEvaluator, COCOEvaluator, evaluate
@@ -98,7 +98,7 @@ def config_of_checkpoint(
     Raises:
         ValueError, FileNotFoundError: see `check_run`.
     """
-    path = os.fspath(path)
+    path = local_checkpoint(os.fspath(path))
     cfg = load_config(config_file) if config_file else find_config(read_checkpoint(path), path)
     cfg = apply_overrides(cfg, overrides)
     cfg.train.init_checkpoint = path

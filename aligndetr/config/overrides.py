@@ -66,8 +66,9 @@ def _parse(override: str) -> tuple[str, Any, str]:
             "quotes around text with a comma or a call in it"
         )
     value = parsed.value()
-    if not isinstance(value, str | bool | int | float | list | dict | None):
-        raise ValueError(f"override {override!r}: {type(value).__name__} is not supported")
+    for _, part in walk(value, key):
+        if not isinstance(part, str | bool | int | float | list | dict | None):
+            raise ValueError(f"override {override!r}: {type(part).__name__} is not supported")
     return key, value, text
 
 

@@ -121,6 +121,12 @@ def test_unknown_key_is_an_error_with_the_nearest_one(override, nearest):
     assert config_to_yaml(cfg) == before
 
 
+@pytest.mark.parametrize("value", ["[choice(1, 2)]", "[[glob(a)]]", "[{a: range(1, 3)}]"])
+def test_a_sweep_inside_of_a_value_is_refused(value):
+    with pytest.raises(ValueError, match="is not supported"):
+        apply_overrides(make_cfg(), [f"model.criterion.match_num={value}"])
+
+
 def test_a_part_that_the_config_lacks_is_named():
     with pytest.raises(
         ValueError, match=r"`dataloader\.train\.num_workers` cannot .* no `dataloader`"
