@@ -278,9 +278,10 @@ def test_images_in_subfolders_and_in_capitals_are_found(yolo):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are text")
-def test_names_that_are_not_utf8_are_read(small, tmp_path, monkeypatch):
+def test_names_that_are_not_utf8_are_read(small, tmp_path, request):
     # pytest-xdist cannot send a captured log with such names.
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+    request.addfinalizer(lambda: logging.disable(logging.NOTSET))
+    logging.disable()
     root = write_yolo(small, tmp_path / os.fsdecode(b"caf\xe9"))
     for folder, suffix in (("images", ".png"), ("labels", ".txt")):
         path = root / folder / "train" / f"a{suffix}"
