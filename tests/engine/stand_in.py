@@ -37,9 +37,12 @@ class StandIn(nn.Module):
 
 
 class Images:
-    """Endless batches of seeded images; each rank gets its part of the same total batch."""
+    """Endless batches of seeded images; each rank gets its part of the same total batch.
 
-    def __init__(self, total_batch_size: int, poisoned_id: int = -1):
+    `dataset` is not read: the engine looks there for classes and for the number of images.
+    """
+
+    def __init__(self, total_batch_size: int, poisoned_id: int = -1, dataset: object = None):
         self.total_batch_size = total_batch_size
         self.poisoned_id = poisoned_id
 
