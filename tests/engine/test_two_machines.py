@@ -109,9 +109,12 @@ def test_two_machines_equal_one_process_with_the_same_total_batch(run, one_proce
 
 
 def test_a_process_killed_on_one_machine_ends_the_other_within_a_minute(run):
-    folder, _, seconds = run
-    assert seconds < 60
-    assert "ended without an error: killed" in (folder / "log.txt").read_text()
+    assert run[2] < 60
+
+
+def test_the_log_says_that_it_was_killed(launched):
+    """Of torchrun's processes as well, unless torchrun is faster to end the other."""
+    assert "ended without an error: killed" in (launched[0] / "log.txt").read_text()
 
 
 def test_both_programs_end_with_an_error(launched, torchrun):

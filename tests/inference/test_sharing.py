@@ -137,9 +137,8 @@ def test_mmdetections_dino_is_converted_with_a_config_that_matches(trained, tmp_
     with pytest.raises(CheckpointError, match="temperature=20"):
         Predictor.from_checkpoint(tmp_path / "bare.safetensors", config, device="cpu")
     # So does what mmdetection's own config says of the training.
-    meta = {"cfg": "model = dict(bbox_head=dict(tau=1.5))"}
-    content = torch.load(tmp_path / "dino.pth", weights_only=True)
-    torch.save(content | {"meta": meta}, tmp_path / "dino.pth")
+    meta = {"meta": {"cfg": "model = dict(bbox_head=dict(tau=1.5))"}}
+    torch.save(read_checkpoint(str(tmp_path / "dino.pth")) | meta, tmp_path / "dino.pth")
     notes = convert_checkpoint(str(tmp_path / "dino.pth"), tmp_path / "trained.safetensors")
     assert notes[-1] == "they were trained with model.criterion.tau=1.5"
 
