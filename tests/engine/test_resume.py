@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import signal
 from datetime import timedelta
@@ -10,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from aligndetr.checkpoint import read_checkpoint
@@ -148,19 +146,8 @@ def test_two_ranks_stop_for_a_signal_to_one_and_go_on_to_every_bit(tmp_path):
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
-class KillAt(HookBase):
-    """Ends this process in an iteration, as `kill -9` does."""
-
-    def __init__(self, iteration):
-        self._iteration = iteration
-
-    def before_step(self):
-        if self.trainer.iter == self._iteration:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _train_until_killed(folder, killed_at, resume=False):
-    hooks = [KillAt(killed_at)] if comm.get_rank() == 1 else []
+    hooks = [StopAt(killed_at, signal.SIGKILL)] if comm.get_rank() == 1 else []
     train_recorded(folder, resume=resume, hooks=hooks)
 
 
