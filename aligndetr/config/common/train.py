@@ -11,6 +11,7 @@ train = {
     # "" for random weights.
     "init_checkpoint": "",
     # Optimizer steps. Changed alone, the learning rate's schedule stretches or shrinks with it.
+    # null: from the number of training images (docs/own_data.md).
     "max_iter": 90000,
     # Passes over the train data, in place of `max_iter`; null: `max_iter` counts.
     "max_epochs": None,
@@ -52,12 +53,15 @@ train = {
         "enabled": False,
     },
     "checkpointer": {
-        "period": 5000,  # iterations between two checkpoints
-        "max_to_keep": 100,  # older model_ITERATION.pth are deleted
+        # Iterations between two checkpoints; 0: one at the end; null: from the length.
+        "period": 5000,
+        # Older model_ITERATION.pth are deleted; null: none.
+        "max_to_keep": 100,
         # model_best.pth is the checkpoint with the highest value of this; null keeps none.
         "best_metric": "bbox/AP",
     },
-    "eval_period": 5000,  # iterations between two evaluations
+    # Iterations between two evaluations; 0: one at the end; null: from the length.
+    "eval_period": 5000,
     # Write report.html and report.json of the last evaluation, beside its results.
     "report": True,
     "log_period": 20,  # iterations between two lines of the log
