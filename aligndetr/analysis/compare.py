@@ -14,6 +14,7 @@ from PIL import Image
 
 from aligndetr.config import load_config
 from aligndetr.engine.curves import Series, read_metrics
+from aligndetr.engine.metrics_file import METRICS_FILE
 from aligndetr.evaluation.average_precision import WeightedAP
 from aligndetr.evaluation.bootstrap import METRICS, ap_metrics, bootstrap_differences
 from aligndetr.evaluation.matching import Matches, match_boxes
@@ -25,7 +26,6 @@ from .charts import as_picture
 from .evaluations import RESULTS_FILE
 from .runs import CONFIG_FILE, evaluation_of_run
 
-METRICS_FILE = "metrics.json"
 COMPARISON_FILE = "compare.html"
 COMPARISON_NUMBERS = "compare.json"
 NAMES_OF_A_RUN = {"train.output_dir"}

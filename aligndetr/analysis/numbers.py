@@ -11,17 +11,17 @@ import numpy as np
 from aligndetr.evaluation.alignment import Alignment
 from aligndetr.evaluation.alignment_summary import summarise_alignment
 from aligndetr.evaluation.average_precision import RECALLS
+from aligndetr.evaluation.bootstrap import METRICS
 from aligndetr.evaluation.box_ap import evaluate_boxes
 from aligndetr.evaluation.error_analysis import KINDS, analyse_errors
 from aligndetr.evaluation.matching import Matches, match_boxes
 from aligndetr.evaluation.objects import SIZES, objects_by_image, of_size
 from aligndetr.evaluation.operating_point import best_f1, confusion_matrix
-from aligndetr.utils.numbers import without_nan
+from aligndetr.utils.numbers import known_mean, without_nan
 
 from .evaluations import Evaluation
 from .judged_images import judge_images
 
-AP75 = 5  # place of the IoU threshold 0.75
 MAX_CONFUSIONS = 20
 
 
@@ -81,16 +81,17 @@ def _coco(evaluation: Evaluation) -> dict[str, Any]:
         return {
             "name": name,
             "objects": int(counts[classes, area].sum()),
-            "AP": _mean(precision[:, :, classes, area]),
-            "AP50": _mean(precision[0, :, classes, area]),
-            "AP75": _mean(precision[AP75, :, classes, area]),
-            "AR": _mean(recall[:, classes, area]),
+            "AP": known_mean(precision[:, :, classes, area]),
+            "AP50": known_mean(precision[0, :, classes, area]),
+            "AP75": known_mean(precision[METRICS["AP75"], :, classes, area]),
+            "AR": known_mean(recall[:, classes, area]),
         }
 
     by_class = []
     for label, name in enumerate(names):
         sizes = {
-            f"AP{size[0]}": _mean(precision[:, :, label, 1 + i]) for i, size in enumerate(SIZES)
+            f"AP{size[0]}": known_mean(precision[:, :, label, i])
+            for i, size in enumerate(SIZES, start=1)
         }
         by_class.append(row(name, label, 0) | sizes)
     return {
@@ -100,7 +101,7 @@ def _coco(evaluation: Evaluation) -> dict[str, Any]:
         "curves": {
             "recall": (100 * RECALLS).tolist(),
             "0.50": _mean_over(precision[0, :, :, 0]),
-            "0.75": _mean_over(precision[AP75, :, :, 0]),
+            "0.75": _mean_over(precision[METRICS["AP75"], :, :, 0]),
             "0.50:0.95": _mean_over(precision[:, :, :, 0].transpose(1, 2, 0).reshape(101, -1)),
             "classes_at_0.50": precision[0, :, :, 0].T.tolist(),
         },
@@ -175,10 +176,5 @@ def _percent(values: np.ndarray) -> np.ndarray:
     return np.where(values == -1, np.nan, 100 * values)
 
 
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
 def _mean_over(rows: np.ndarray) -> list[float]:
-    return [_mean(row) for row in rows]
+    return [known_mean(row) for row in rows]

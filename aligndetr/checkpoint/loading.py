@@ -8,6 +8,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
 from .bare_backbones import with_backbone_names
+from .decoder_depth import with_proposal_head
 from .errors import CheckpointError
 from .recognising import without_ddp_prefix
 from .report import LoadReport
@@ -29,7 +30,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
         checkpoint: as `read_checkpoint` returns it. With "matching_heuristics" (files of the
             model zoo) a name matches the model's names that end with it: `res2.0.conv1.weight`
             becomes `backbone.res2.0.conv1.weight`. Names of a backbone alone (Swin's, MAE's,
-            timm's) are taken for those of the model's backbone.
+            timm's) are taken for those of the model's backbone. The proposals' head is found
+            in a file of another number of decoder layers as well.
         source: the file's name, for messages.
         strict: every tensor of the model and of the file must correspond. Otherwise tensors
             whose first dimension alone differs (heads made for another number of classes),
@@ -47,6 +49,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
         their_names = checkpoint.get("their_names", {})
         state = {their_names.get(name, name): tensor for name, tensor in state.items()}
     state = with_backbone_names(state, model.state_dict())
+    state = with_proposal_head(state, model.state_dict())
     report = _compare(model, state, checkpoint)
     if strict and not report.complete:
         raise CheckpointError(
@@ -104,7 +107,8 @@ def _refuse_other_architecture(report: LoadReport, source: str) -> None:
         raise CheckpointError(
             f"checkpoint {source!r} is of a model with other dimensions: {name!r} has shape "
             f"{in_file} in the file and {in_model} here ({len(other)} such tensors). Only the "
-            "number of classes may differ; use the config that the checkpoint was trained with."
+            "numbers of classes and layers may differ; use the config that the checkpoint was "
+            "trained with."
         )
     used, covered = report.used_share(), report.covered_share()
     if min(used, covered) < MIN_SHARE:

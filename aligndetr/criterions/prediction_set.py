@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aligndetr.losses import look_up_pairs
 from aligndetr.matchers import MatchRequest
 
 Indices = list[tuple[Tensor, Tensor]]
@@ -63,7 +64,7 @@ def gather_pairs(sets: Sequence[PredictionSet], indices: list[Indices]) -> Match
     for layer, pairs in zip(sets, indices, strict=True):
         key = (id(layer.targets), id(pairs))  # the denoising sets of all layers share theirs
         if key not in found:
-            found[key] = _look_up(layer.targets, pairs)
+            found[key] = look_up_pairs(layer.targets, pairs)
         position, boxes = found[key]
         positions.append(position)
         # Indexed even if nothing is matched: the empty result keeps the boxes in the graph,
@@ -71,14 +72,3 @@ def gather_pairs(sets: Sequence[PredictionSet], indices: list[Indices]) -> Match
         src_boxes.append(layer.boxes[position[:2]])
         target_boxes.append(boxes.to(layer.boxes.dtype))
     return MatchedPairs(indices, positions, torch.cat(src_boxes), torch.cat(target_boxes))
-
-
-def _look_up(
-    targets: list[dict[str, Tensor]], pairs: Indices
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)])
-    query = torch.cat([query for query, _ in pairs])
-    matched = list(zip(targets, pairs, strict=True))
-    labels = torch.cat([target["labels"][gt] for target, (_, gt) in matched])
-    boxes = torch.cat([target["boxes"][gt] for target, (_, gt) in matched])
-    return (image, query, labels), boxes

@@ -23,6 +23,7 @@ from .checks import DatasetError, check_images_exist
 from .converted import converted_json
 from .image_paths import is_inside
 from .image_reading import open_image
+from .jpeg import ORIENTATION
 
 YAML_NAME = "data.yaml"
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -31,8 +32,6 @@ MAX_TEXT = 64 << 20
 
 TOLERANCE = 1e-3
 """By how much a fraction may leave [0, 1]; more means that it is none."""
-
-EXIF_ORIENTATION = 0x0112
 
 
 def yolo_as_coco(root: Path, split: str) -> tuple[Path, Path]:
@@ -202,7 +201,7 @@ def _image_size(path: Path) -> tuple[int, int]:
     """Width and height, turned as the EXIF orientation says, from the head of the file."""
     try:
         with open_image(path) as image:
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
             width, height = image.size
             return (height, width) if turned else (width, height)
     except Exception as error:  # broken bytes make Pillow raise almost anything

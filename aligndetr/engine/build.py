@@ -11,6 +11,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
 from torch import nn
@@ -84,9 +85,14 @@ def create_ddp_model(
         model: on its device.
         fp16_compression: send gradients as float16.
         kwargs: of DistributedDataParallel (`broadcast_buffers`, `find_unused_parameters`, …).
+
+    Raises:
+        ValueError: a batch norm would collect other statistics in each process.
     """
     if comm.get_world_size() == 1:
         return model
+    if not kwargs.get("broadcast_buffers", True):
+        _refuse_diverging_norms(model)
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
         # Newer torch has renamed the argument and warns of the old name.
         kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers", True)
@@ -96,6 +102,19 @@ def create_ddp_model(
     if fp16_compression:
         ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
     return ddp
+
+
+def _refuse_diverging_norms(model: nn.Module) -> None:
+    together = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    for name, module in model.named_modules():
+        collects = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if collects and module.track_running_stats and not isinstance(module, together):
+            raise ValueError(
+                f"`{name}` is a BatchNorm, whose statistics would be others in each process, and "
+                "so would what each evaluates. Freeze it (`freeze_batch_norm=True` of "
+                'TimmBackbone, `norm="FrozenBN"` of ResNet), or set train.ddp.broadcast_buffers='
+                "True, which takes those of the first"
+            )
 
 
 def without_ddp(model: nn.Module) -> nn.Module:

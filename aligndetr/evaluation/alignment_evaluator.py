@@ -17,7 +17,7 @@ from aligndetr.utils.numbers import without_nan
 from .alignment import Alignment
 from .alignment_summary import summarise_alignment
 from .box_ap import GroundTruth
-from .detections import Detections
+from .detections import GatheredDetections
 from .objects import ImageObjects, objects_by_image
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class AlignmentEvaluator(DatasetEvaluator):
     def _candidates(self, image: dict, output: dict) -> dict[str, Candidates]:
         """Scores, classes and boxes of each layer."""
         if "layers" not in output:
-            found = Detections.of_image(image["image_id"], output["instances"])
+            found = GatheredDetections.of_image(image["image_id"], output["instances"])
             return {"detections": (found.scores, self._class_of(found.classes), found.boxes)}
         layers = output["layers"]
         scores, labels = layers["pred_logits"].float().sigmoid().max(dim=-1)

@@ -4,10 +4,11 @@ The numbers are those of pycocotools. Weights are for resampled images: an image
 twice counts as two equal ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from aligndetr.utils.numbers import known_mean
 
 from .matching import Matches
 
@@ -56,7 +57,7 @@ def mean_ap(
     for label in np.flatnonzero(num_objects > 0):
         own = order[starts[label] : starts[label + 1]]
         aps[label] = interpolated_ap(true[own], false[own], num_objects[label])
-    return _mean(aps), aps
+    return known_mean(aps), aps
 
 
 class WeightedAP:
@@ -120,8 +121,3 @@ class _ClassMatches:
             hits = np.cumsum(weight[true], dtype=float)
             aps.append(_interpolated(hits, counted[true], num_objects))
         return aps
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    known = np.asarray(values)[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")

@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from aligndetr.utils.files import atomic_path
 
 from .box_ap import GroundTruth, evaluate_boxes, limit_on_detections, paused_gc
-from .detections import Detections
+from .detections import GatheredDetections
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         self._use_fast_impl = use_fast_impl
         self._allow_cached_coco = allow_cached_coco
         self._truth: GroundTruth | None = None
-        self._parts: list[Detections] = []
+        self._parts: list[GatheredDetections] = []
 
     def reset(self) -> None:
         self._parts = []
@@ -87,7 +87,7 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
             for field in ("pred_masks", "pred_keypoints"):
                 if instances.has(field):
                     raise ValueError(f"the model predicts {field!r}; {ONLY_BOXES}")
-            found = Detections.of_image(image["image_id"], instances)
+            found = GatheredDetections.of_image(image["image_id"], instances)
             if not found.is_finite():
                 raise FloatingPointError(
                     f"the model predicts NaN or infinity for image {image['image_id']!r} "
@@ -132,15 +132,15 @@ class COCOEvaluator(detectron2_evaluation.COCOEvaluator):
         names = self._metadata.get("thing_classes")
         return {"bbox": self._derive_coco_results(summary, "bbox", class_names=names)}
 
-    def _gather(self) -> Detections | None:
+    def _gather(self) -> GatheredDetections | None:
         """All ranks' detections in the main process, None in the others."""
-        detections = Detections.concatenate(self._parts)
+        detections = GatheredDetections.concatenate(self._parts)
         if not self._distributed:
             return detections
         parts = comm.gather(detections, dst=0)
-        return Detections.concatenate(parts) if comm.is_main_process() else None
+        return GatheredDetections.concatenate(parts) if comm.is_main_process() else None
 
-    def _category_ids(self, detections: Detections) -> Mapping[int, int] | Sequence[int]:
+    def _category_ids(self, detections: GatheredDetections) -> Mapping[int, int] | Sequence[int]:
         """From labels to the ids of the json."""
         highest = int(detections.classes.max(initial=-1))
         class_of = self._metadata.get("thing_dataset_id_to_contiguous_id")

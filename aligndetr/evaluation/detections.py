@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode, Instances
 
 
 @dataclass(frozen=True)
-class Detections:
+class GatheredDetections:
     """Detections of I images, N in all, image after image."""
 
     image_ids: list[Any]
@@ -25,7 +25,7 @@ class Detections:
     """(N,) labels from 0."""
 
     @classmethod
-    def of_image(cls, image_id: Any, instances: Instances) -> "Detections":
+    def of_image(cls, image_id: Any, instances: Instances) -> "GatheredDetections":
         """Take over `pred_boxes`, `scores` and `pred_classes`, which may be on any device."""
         boxes = BoxMode.convert(
             instances.pred_boxes.tensor.detach().cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
@@ -39,7 +39,7 @@ class Detections:
         )
 
     @classmethod
-    def concatenate(cls, parts: Sequence["Detections"]) -> "Detections":
+    def concatenate(cls, parts: Sequence["GatheredDetections"]) -> "GatheredDetections":
         """One after the other; of nothing, no images."""
         if not parts:
             empty = np.zeros(0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from aligndetr.utils.batches import in_batches_of_one_size
 from aligndetr.utils.extras import require
 
 from .graph import MIN_PROGRAM_EDGE
@@ -39,20 +39,18 @@ class RunningDetector:
 
         Where the file gives its ranking, an image's result has "ranking" (Q,) beside "instances".
         """
-        by_size = defaultdict(list)
-        for index, x in enumerate(batched_inputs):
-            by_size[tuple(x["image"].shape)].append(index)
-        results: list[dict] = [{} for _ in batched_inputs]
-        for (_, *size), indices in by_size.items():
-            outputs = self.run(torch.stack([batched_inputs[index]["image"] for index in indices]))
-            for index, boxes, scores, class_ids, *ranking in zip(indices, *outputs, strict=True):
-                found = Instances(tuple(size))
-                found.pred_boxes, found.scores, found.pred_classes = Boxes(boxes), scores, class_ids
-                height = batched_inputs[index].get("height", size[0])
-                width = batched_inputs[index].get("width", size[1])
-                results[index] = {"instances": detector_postprocess(found, height, width)}
-                if ranking:
-                    results[index]["ranking"] = ranking[0]
+        return in_batches_of_one_size(batched_inputs, self._detect)
+
+    def _detect(self, same_size: list[dict]) -> list[dict]:
+        images = torch.stack([x["image"] for x in same_size])
+        size = (images.shape[-2], images.shape[-1])
+        results = []
+        for x, boxes, scores, class_ids, *ranking in zip(same_size, *self.run(images), strict=True):
+            found = Instances(size)
+            found.pred_boxes, found.scores, found.pred_classes = Boxes(boxes), scores, class_ids
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            result = {"instances": detector_postprocess(found, height, width)}
+            results.append(result | {"ranking": ranking[0]} if ranking else result)
         return results
 
 

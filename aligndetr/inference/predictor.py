@@ -65,7 +65,7 @@ class Predictor:
         backend: str | None = None,
         config: DictConfig | None = None,
     ):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
         self.mapper = mapper
         self.class_names = tuple(class_names)
         self.max_pixels = max_pixels

@@ -102,7 +102,7 @@ class FFN(nn.Module):
 
         Nor where a hook waits to be run: in blocks no module is called.
         """
-        if x.device.type != "cpu" or x.numel() == 0:
+        if x.device.type != "cpu" or x.numel() == 0 or x.dim() < 2:
             return False
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False

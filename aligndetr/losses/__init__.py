@@ -4,6 +4,7 @@ from .box_losses import giou_box_loss, l1_box_loss
 from .ia_bce import IA_BCE_loss, match_quality
 from .local_rank import get_local_rank
 from .module import IABCELoss, check_loss_arguments, rank_weight_table
+from .pairs import look_up_pairs
 from .variants import VARIANTS, negative_loss, positive_loss
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "get_local_rank",
     "giou_box_loss",
     "l1_box_loss",
+    "look_up_pairs",
     "match_quality",
     "negative_loss",
     "positive_loss",

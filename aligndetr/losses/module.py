@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .ia_bce import IA_BCE_loss
+from .pairs import look_up_pairs
 from .variants import VARIANTS
 
 
@@ -67,11 +68,13 @@ class IABCELoss(nn.Module):
             other: Align-DETR multiplies L1 and GIoU of the pairs by it. All 1 where every object
             has one query.
         """
-        position, src_boxes, target_boxes = _look_up(pred_boxes, targets, indices)
+        position, target_boxes = look_up_pairs(targets, indices)
+        image, query, labels = (index.to(pred_boxes.device) for index in position)
         weights = rank_weight_table(pred_logits.shape[1], self.tau, pred_logits.device)
         loss, of_pairs = IA_BCE_loss(
-            pred_logits, position, src_boxes, target_boxes, indices, num_boxes, self.alpha,
-            self.gamma, weights, self.variant,
+            pred_logits, (image, query, labels), pred_boxes[image, query],
+            target_boxes.to(pred_boxes), indices, num_boxes, self.alpha, self.gamma, weights,
+            self.variant,
         )  # fmt: skip
         assert isinstance(of_pairs, Tensor), "a table of weights was given"
         return loss, of_pairs
@@ -97,17 +100,3 @@ def check_loss_arguments(alpha: float, gamma: float, tau: float, variant: str) -
         )
     if variant not in VARIANTS:
         raise ValueError(f"unknown classification loss {variant!r}; choose one of {[*VARIANTS]}")
-
-
-def _look_up(
-    pred_boxes: Tensor, targets: list[dict[str, Tensor]], indices: list[tuple[Tensor, Tensor]]
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """(image, query, class) of the matched pairs, their predicted and their objects' boxes."""
-    device = pred_boxes.device
-    matched = list(zip(targets, indices, strict=True))
-    image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(indices)])
-    query = torch.cat([query for query, _ in indices])
-    labels = torch.cat([t["labels"][gt.to(t["labels"].device)] for t, (_, gt) in matched])
-    boxes = torch.cat([t["boxes"][gt.to(t["boxes"].device)] for t, (_, gt) in matched])
-    image, query, labels = (index.to(device) for index in (image, query, labels))
-    return (image, query, labels), pred_boxes[image, query], boxes.to(pred_boxes)

@@ -4,7 +4,6 @@ Shapes: B batch, Q queries, K classes, C embed_dim, N decoder layers.
 Boxes are cxcywh in [0, 1] of the unpadded image unless said otherwise.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from aligndetr.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+from aligndetr.utils.batches import in_batches_of_one_size
 
 from .level_positions import LevelPositions
 from .memory_format import to_channels_last
@@ -109,7 +109,7 @@ class Detector(nn.Module):
         """
         if self.training:
             return self._weighted_losses(batched_inputs)
-        return self._detections(batched_inputs)
+        return in_batches_of_one_size(batched_inputs, self._detect)
 
     @contextmanager
     def losses_over(self, batches: Sequence[list[dict]]) -> Iterator[None]:
@@ -133,19 +133,6 @@ class Detector(nn.Module):
         images = self.preprocess_image(batched_inputs)
         targets = self.prepare_targets([x["instances"] for x in batched_inputs])
         return self.criterion.weighted(self._losses(images, targets))
-
-    def _detections(self, batched_inputs: list[dict]) -> list[dict]:
-        # Images of one size form a batch and others run apart: padding would change a result
-        # (GroupNorm, the convolutions' borders and the position embedding all see it).
-        by_size = defaultdict(list)
-        for index, x in enumerate(batched_inputs):
-            by_size[tuple(x["image"].shape)].append(index)
-        results: list[dict] = [{} for _ in batched_inputs]
-        for indices in by_size.values():
-            group = [batched_inputs[index] for index in indices]
-            for index, result in zip(indices, self._detect(group), strict=True):
-                results[index] = result
-        return results
 
     @contextmanager
     def all_layers(self) -> Iterator[None]:
@@ -200,7 +187,8 @@ class Detector(nn.Module):
         Returns:
             boxes (B, N, 4), xyxy in pixels of `images`, clipped to them, some perhaps without
             area; scores (B, N) from high to low; classes (B, N) int64. N is
-            `select_box_nums_for_evaluation`, or fewer in images with fewer tokens than queries.
+            `select_box_nums_for_evaluation`, or Q * K where that is less; Q is the number of
+            queries, or of tokens where an image has fewer.
         """
         pixels = (images - self.pixel_mean) / self.pixel_std
         logits, boxes = self._predict_last_layer(*self._transform(pixels))

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +66,17 @@ class LevelPositions:
         self, embedding: nn.Module, map_sizes: Sequence[Size], device: torch.device
     ) -> tuple[list[Tensor], list[Tensor]]:
         key = (embedding, tuple(map(tuple, map_sizes)), device)
-        if key not in self._kept:
+        # Taken out and put back at the end: another thread that predicts may drop it meanwhile.
+        found = self._kept.pop(key, None)
+        if found is None:
             # Not as tensors of inference mode, which a later training step could not use.
             with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = _embed_unpadded(embedding, map_sizes, device)
-            if len(self._kept) > self.capacity:
+                found = _embed_unpadded(embedding, map_sizes, device)
+        self._kept[key] = found
+        while len(self._kept) > self.capacity:
+            with suppress(KeyError):
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        return found
 
 
 def _must_not_be_kept(embedding: nn.Module) -> bool:

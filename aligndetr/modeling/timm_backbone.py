@@ -28,7 +28,7 @@ class TimmBackbone(Backbone):
 
     Raises:
         MissingExtraError: timm is not installed.
-        ValueError: it has no such model, or `out_indices` are not among its maps.
+        ValueError: it has no such model, or `out_indices` do not rise or are not among its maps.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class TimmBackbone(Backbone):
         _check_name(timm, model_name)
         options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         out_indices = tuple(out_indices)
+        _check_rising(out_indices)
         try:
             self.body = timm.create_model(
                 model_name, features_only=True, out_indices=out_indices, **options
@@ -78,6 +79,14 @@ class TimmBackbone(Backbone):
 def import_timm() -> ModuleType:
     """timm, or a MissingExtraError that says how to get it."""
     return require("timm", "timm", "this backbone")
+
+
+def _check_rising(out_indices: tuple[int, ...]) -> None:
+    # timm gives maps from fine to coarse, and their widths in the order that was asked for.
+    if out_indices != tuple(sorted({index for index in out_indices if index >= 0})):
+        raise ValueError(
+            f"`out_indices` (={list(out_indices)}) must be 0 or more and rise, as in [1, 2, 3]"
+        )
 
 
 def _check_name(timm, model_name: str) -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.config import LazyCall as L
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from torch import nn
 
 from aligndetr.data import build_detection_test_loader
 from aligndetr.engine import build, create_ddp_model
@@ -52,3 +54,29 @@ def test_gradients_may_travel_as_halves():
     for full, half in zip(*gradients, strict=True):
         assert torch.equal(half, full.half().float())
     assert not all(torch.equal(full, half) for full, half in zip(*gradients, strict=True))
+
+
+class WithBatchNorm(StandIn):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.parametrize(
+    ("norm", "broadcast_buffers"),
+    [
+        (nn.BatchNorm2d(2), True),
+        (NaiveSyncBatchNorm(2), False),
+        (nn.BatchNorm2d(2, track_running_stats=False), False),
+        (FrozenBatchNorm2d(2), False),
+    ],
+)
+def test_norms_that_stay_the_same_in_all_processes(norm, broadcast_buffers):
+    create_ddp_model(WithBatchNorm(norm), broadcast_buffers=broadcast_buffers)
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_a_batch_norm_that_would_differ_between_processes_is_refused():
+    with pytest.raises(ValueError, match=r"`norm` is a BatchNorm.*train\.ddp\.broadcast_buffers"):
+        create_ddp_model(WithBatchNorm(nn.BatchNorm2d(2)), broadcast_buffers=False)

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from aligndetr.config import check_targets
 from aligndetr.evaluation import COCOEvaluator
-from aligndetr.evaluation.detections import Detections
+from aligndetr.evaluation.detections import GatheredDetections
 from tests.evaluation.worlds import make_world, model_outputs, ranks, register
 
 
@@ -152,7 +152,7 @@ def test_detections_travel_as_arrays():
         scores=torch.rand(1000),
         pred_classes=torch.zeros(1000, dtype=torch.long),
     )
-    part = Detections.of_image(1, instances)
+    part = GatheredDetections.of_image(1, instances)
     arrays = part.boxes.nbytes + part.scores.nbytes + part.classes.nbytes
     assert len(pickle.dumps(part)) < arrays + 2000
 
@@ -167,7 +167,7 @@ def test_numbers_keep_the_models_precision(dtype):
         pred_classes=torch.tensor([2]),
     )
     instances.pred_boxes.tensor = torch.tensor([[0.1, 0.1, 2.0, 3.0]], dtype=dtype)
-    (result,) = Detections.of_image("x", instances).to_results([5, 6, 7])
+    (result,) = GatheredDetections.of_image("x", instances).to_results([5, 6, 7])
     assert result["score"] == value.item()
     assert result["bbox"][0] == value.item()
     assert (result["image_id"], result["category_id"]) == ("x", 7)

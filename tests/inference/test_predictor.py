@@ -70,6 +70,13 @@ def predictor(folder):
     return Predictor.from_checkpoint(folder / "model_final.pth", device="cpu")
 
 
+def test_a_model_that_is_looked_at_can_go_on_training(predictor):
+    model = torch.nn.Linear(2, 1).train()
+    around = Predictor(model, predictor.mapper, NAMES)
+    assert not around.model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.fixture(scope="module")
 def data(folder, predictor):
     """A data set whose objects are a part of what the model finds, some of them moved a little."""

@@ -55,3 +55,8 @@ def test_sizes_that_cannot_work_are_refused_when_built():
         FFN(6, 10, num_fcs=1)
     with pytest.raises(ValueError, match="`num_layers`=0"):
         MLP(6, 10, 4, num_layers=0)
+
+
+def test_ffn_takes_a_single_token():
+    ffn, x = FFN(6, 10).eval(), torch.randn(6)
+    torch.testing.assert_close(ffn(x), ffn(x[None])[0])

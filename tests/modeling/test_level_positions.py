@@ -1,5 +1,7 @@
 """Positions that are kept equal positions that are computed, and only what may be kept is."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -118,3 +120,19 @@ def test_another_embedding_is_another_entry(positions):
     assert_computed(positions, [SIZE])
     positions.embedding = Counting(8, normalize=False)
     assert_computed(positions, [SIZE])
+
+
+def test_threads_may_ask_for_more_sizes_than_are_kept():
+    positions = LevelPositions(capacity=1)
+    embedding = PositionEmbeddingSine(2, normalize=True)
+    maps = [[(1, width)] for width in range(1, 7)]
+
+    def ask(start):
+        for turn in range(2000):
+            size = maps[(start + turn) % len(maps)]
+            (mask,), _ = positions.unpadded(embedding, 1, size, CPU)
+            assert mask.shape[1:] == size[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))  # raises what a thread raised
+    assert len(positions._kept) == 1

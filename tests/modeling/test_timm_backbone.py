@@ -63,6 +63,15 @@ def test_frozen_batch_norms_have_no_statistics_to_update():
         ({"model_name": "hf-hub:someone/model"}, "is no model of timm"),
         ({"model_name": "local-dir:/tmp/x"}, "is no model of timm"),
         ({"model_name": "test_convnext", "out_indices": [1, 9]}, r"out_indices \[1, 9\]"),
+        (
+            {"model_name": "test_convnext", "out_indices": [3, 1]},
+            r"out_indices` \(=\[3, 1\]\)",
+        ),
+        (
+            {"model_name": "test_convnext", "out_indices": [2, 2]},
+            r"out_indices` \(=\[2, 2\]\)",
+        ),
+        ({"model_name": "test_convnext", "out_indices": [-2, -1]}, "must be 0 or more and rise"),
     ],
 )
 def test_mistakes_are_named(arguments, message):

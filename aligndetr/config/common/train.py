@@ -33,7 +33,8 @@ train = {
     "max_corrupt_share": 0.05,
     # Arguments of torch's DistributedDataParallel, others too, and `fp16_compression`.
     "ddp": {
-        "broadcast_buffers": False,  # no buffer of these models changes
+        # No buffer of these models changes, but for those of a BatchNorm that is not frozen.
+        "broadcast_buffers": False,
         "find_unused_parameters": False,  # every parameter takes part in every step
         "fp16_compression": False,  # all-reduce in half precision: half the traffic
     },
