@@ -188,7 +188,7 @@ def test_the_schedules_of_training_md_follow_the_length_of_the_run():
     from aligndetr.engine import cosine_lr, multi_step_lr
 
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r" *```python\n(.*?)```", page, re.S)
+    block, _ = re.findall(r" *```python\n(.*?)```", page, re.S)
     factors = []
     for line in block.strip().splitlines():
         names = {"L": LazyCall, "cosine_lr": cosine_lr, "multi_step_lr": multi_step_lr}
@@ -200,6 +200,32 @@ def test_the_schedules_of_training_md_follow_the_length_of_the_run():
     (rising, half, late), (first, middle, last) = factors
     assert rising < 1 > half > late
     assert (first, middle, last) == (1, 1, 0.1)
+
+
+def test_another_optimizer_of_training_md_has_the_rates_it_says():
+    import torch
+    from detectron2.config import LazyCall, instantiate
+    from detectron2.solver import get_default_optimizer_params
+    from omegaconf import OmegaConf
+
+    from aligndetr.engine import backbone_lr_factor
+
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    _, block = re.findall(r" *```python\n(.*?)```", page, re.S)
+    names = {
+        "L": LazyCall,
+        "torch": torch,
+        "get_default_optimizer_params": get_default_optimizer_params,
+        "backbone_lr_factor": backbone_lr_factor,
+    }
+    exec(block, names)
+    cfg = OmegaConf.create({"optimizer": names["optimizer"]}, flags={"allow_objects": True})
+    cfg.optimizer.params.model = torch.nn.ModuleDict(
+        {"backbone": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)}
+    )
+    optimizer = instantiate(cfg.optimizer)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.001}
 
 
 def test_commands_are_read_as_a_shell_reads_them():

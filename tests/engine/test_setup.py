@@ -1,6 +1,7 @@
 """What a run is refused for, before anything is built."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -110,6 +111,22 @@ def test_unknown_device_is_refused(device):
 def test_no_process_is_refused():
     with pytest.raises(ValueError, match="--num-gpus"):
         check_device("cpu", 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_processes", "message"),
+    [
+        ("cuda", 3, r"--num-gpus \(=3\) is more than the 2 GPUs of this machine"),
+        ("cuda:1", 2, r"`train.device` \(='cuda:1'\) names one GPU, but --num-gpus is 2"),
+        ("cuda", 2, None),
+        ("cuda:1", 1, None),
+    ],
+)
+def test_the_gpus_of_a_machine_are_counted(device, num_processes, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_device(device, num_processes)
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,16 @@ def test_max_to_keep_counts_files_with_a_number_only(tmp_path):
                     "model_best.pth"}  # fmt: skip
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(tmp_path, caplog):
+    keep_one = {"period": 2, "max_to_keep": 1}
+    train(tmp_path, max_iter=2, checkpointer=keep_one)
+    (tmp_path / "model_0000000.pth").mkdir()  # no file, so it cannot be unlinked
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, resume=True, max_iter=4, checkpointer=keep_one)
+    assert "model_0000000.pth could not be deleted (`max_to_keep`)" in caplog.text
+    assert (tmp_path / "model_final.pth").is_file()
+
+
 def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path):
     train(tmp_path, max_iter=6, checkpointer={"period": 4, "max_to_keep": None})
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
