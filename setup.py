@@ -62,7 +62,7 @@ setup(
         exclude=["*.__pycache__", "*.__pycache__.*"],
     ),
     entry_points={"console_scripts": ["aligndetr = aligndetr.cli:main"]},
-    package_data={"": ["*.md", "*.yaml", "*.cpp"]},
+    package_data={"": ["*.md", "*.yaml", "*.cpp", "py.typed"]},
     install_requires=[
         "faster-coco-eval>=1.8",
         "numpy",

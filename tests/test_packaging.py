@@ -88,7 +88,7 @@ def requirements(metadata) -> list[Requirement]:
 
 def files_of(folder: str) -> set[str]:
     """Files under `folder` that belong in a wheel, relative to the root."""
-    suffixes = {".py", ".md", ".yaml", ".cpp"}
+    suffixes = {".py", ".md", ".yaml", ".cpp", ".typed"}
     paths = (path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
     return {path.relative_to(ROOT).as_posix() for path in paths}
 
@@ -152,7 +152,6 @@ def test_every_requirement_has_a_tested_pin(requirements):
         "requirements-app.txt",
         "requirements-bench.txt",
         "requirements-docs.txt",
-        "requirements-trackers.txt",
     )
     tested = {name: pin for file in files for name, pin in pins(file).items()}
     for requirement in requirements:
@@ -186,6 +185,7 @@ def test_the_paper_to_cite_is_the_readmes(citation):
     paper = citation["preferred-citation"]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert paper["url"] in readme
+    assert paper["title"] in readme
     names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
     assert [name for name in names if name not in readme] == []
 
