@@ -298,6 +298,17 @@ def test_other_size_than_the_json_says_names_both(entry):
         assert part in str(error.value)
 
 
+def test_an_image_larger_than_the_json_says_is_not_decoded(tmp_path):
+    """It could have more pixels than there is memory. This one has none: decoding would fail."""
+    entry = write_image(tmp_path / "image.png", np.zeros((900, 800, 3), np.uint8))
+    header = (tmp_path / "image.png").read_bytes()[:60]
+    (tmp_path / "image.png").write_bytes(header)
+    with pytest.raises(CorruptImageError, match="is 800 x 900 pixels .* but the json says 40 x 20"):
+        DetrDatasetMapper([], None)({**entry, "width": WIDTH, "height": HEIGHT})
+    with pytest.raises(CorruptImageError, match="cannot be read"):
+        DetrDatasetMapper([], None)(entry)
+
+
 def test_unknown_format_is_refused():
     with pytest.raises(ValueError, match="unknown img_format 'RBG'"):
         DetrDatasetMapper([], None, img_format="RBG")

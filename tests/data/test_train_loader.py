@@ -140,6 +140,29 @@ def test_a_sampler_of_ones_own_is_followed():
     assert [[x["n"] for x in batch] for batch in take(3, loader)] == [[4, 4], [1, 0], [6, 6]]
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "num_workers", "prefetch_factor", "ahead"),
+    [(10, 2, None, 20), (1, 2, None, 4), (1, 2, 3, 6)],
+    ids=["two batches", "two images of each worker", "as asked for"],
+)
+def test_while_a_batch_is_used_workers_prepare_the_next(
+    batch_size, num_workers, prefetch_factor, ahead
+):
+    drawn = []
+
+    def noted():
+        for index in itertools.cycle(range(len(DATASET))):
+            drawn.append(index)
+            yield index
+
+    loader = TrainLoader(
+        DATASET, mapper, batch_size, seed=3, sampler=noted(),
+        num_workers=num_workers, prefetch_factor=prefetch_factor,
+    )  # fmt: skip
+    next(iter(loader))
+    assert len(drawn) == batch_size + ahead
+
+
 def signal_oneself(sample):
     """As a scheduler does that signals all processes of a job."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

@@ -146,13 +146,14 @@ def test_the_count_goes_on_after_a_resumption(tmp_path):
         resumed.train(2, 4)
 
 
-def test_only_the_micro_batch_at_fault_is_reported(tmp_path):
-    trainer = make_trainer(only_for(loss_is_nan, 6), tmp_path, grad_accum_steps=2)
+@pytest.mark.parametrize("at_fault", [4, 6], ids=["first", "last"])
+def test_only_the_micro_batch_at_fault_is_reported(tmp_path, at_fault):
+    trainer = make_trainer(only_for(loss_is_nan, at_fault), tmp_path, grad_accum_steps=2)
     trainer.train(0, 3)
     [report] = reports(tmp_path)
+    assert (report["iteration"], report["cause"]) == (1, "loss")
     [part] = report["ranks"][0]["micro_batches"]
-    assert [image["image_id"] for image in part["images"]] == [6, 7]
-    assert report["iteration"] == 1
+    assert [image["image_id"] for image in part["images"]] == [at_fault, at_fault + 1]
 
 
 def test_average_weights_do_not_follow_a_step_that_was_not_taken(tmp_path):

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 from PIL import Image
 
 from aligndetr.data import DatasetError, DetrDatasetMapper, build_detection_train_loader
 from aligndetr.data.corrupt_images import MAX_TRIES, NOTE, CorruptImages, ReplaceCorruptImages
-from aligndetr.engine import do_train, setup
+from aligndetr.engine import Trainer, do_train, setup
 from tests.engine.stand_in import StandIn, arguments, stand_in_config
 
 
@@ -133,6 +134,16 @@ def test_notes_do_not_reach_the_model_and_survive_a_resumption(tmp_path):
     resumed.take_notes([{NOTE: [{**note, "file_name": "3.png"}]}])
     with pytest.raises(DatasetError, match="3 of 4 training images"):
         resumed.share()
+
+
+def test_a_trainer_goes_on_counting():
+    model = StandIn()
+    first, second = (Trainer(model, None, torch.optim.SGD(model.parameters())) for _ in range(2))
+    note = {"image_id": 1, "file_name": "1.png", "error": "image '1.png' is broken", "images": 40}
+    first.corrupt_images.take_notes([{NOTE: [note]}])
+    first.corrupt_images.share()
+    second.load_state_dict(first.state_dict())
+    assert second.corrupt_images.found == {"1.png": note}
 
 
 @pytest.mark.parametrize("place", [None, "file/in/the/way"])

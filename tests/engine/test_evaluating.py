@@ -1,6 +1,7 @@
-"""An evaluation amid a training: interrupted, it is made up for; after it, a run can be stopped."""
+"""An evaluation amid a training: made up for if interrupted, the best kept, a stop after it."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -47,6 +48,36 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(whole, tmp_path, eval
     assert made_up is not evaluated
     trained = [m["iteration"] for m in metrics(tmp_path) if "total_loss" in m]
     assert trained == [1, 3, 5, 7]
+
+
+def test_a_run_killed_after_its_last_step_is_evaluated_once(whole, tmp_path, monkeypatch):
+    shutil.copy(whole / "model_0000007.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    evaluate, results = MeanBrightness.evaluate, []
+
+    def noted(evaluator):
+        results.append(evaluate(evaluator))
+        return results[-1]
+
+    monkeypatch.setattr(MeanBrightness, "evaluate", noted)
+    train(tmp_path, resume=True, checkpointer=EVERY_4)
+    assert [result["bbox"]["AP"] for result in results] == [evaluations(whole)[-1][1]]
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([0.1, 0.3, 0.2], 1), ([0.3, 0.3], 0), ([math.nan, 0.3, math.nan, 0.3, 0.2], 1)],
+    ids=["highest", "first of two alike", "no NaN"],
+)
+def test_the_best_checkpoint_is_the_first_of_the_highest_metric(
+    tmp_path, monkeypatch, values, best
+):
+    left = iter(values)
+    monkeypatch.setattr(MeanBrightness, "evaluate", lambda _: {"bbox": {"AP": next(left)}})
+    train(tmp_path, max_iter=len(values), eval_period=1)
+    kept = read_checkpoint(str(tmp_path / "model_best.pth"))
+    assert kept["best_metric"] == {"name": "bbox/AP", "value": values[best], "iteration": best}
+    assert kept["iteration"] == best
 
 
 def test_a_damaged_best_checkpoint_is_replaced(whole, tmp_path):

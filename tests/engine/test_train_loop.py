@@ -6,6 +6,8 @@ import re
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.engine import HookBase
 from omegaconf import OmegaConf
 
 from aligndetr.checkpoint import CheckpointError, read_checkpoint
@@ -330,6 +332,21 @@ def test_after_going_back_the_files_of_the_course_that_was_left_go_first(tmp_pat
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     train(tmp_path, resume=True, max_iter=6, checkpointer={"period": 1, "max_to_keep": 1})
     assert [path.name for path in tmp_path.glob("model_0*.pth")] == ["model_0000005.pth"]
+
+
+class NumberSteps(HookBase):
+    """Writes the number of the last step into a weight."""
+
+    def after_step(self):
+        with torch.no_grad():
+            self.trainer.model.head.bias.fill_(self.trainer.iter)
+
+
+def test_a_checkpoint_holds_what_a_hook_of_the_user_changes_after_its_step(tmp_path):
+    train(tmp_path, max_iter=5, hooks=[L(NumberSteps)()])
+    for name, iteration in (("0000002", 2), ("final", 4)):
+        weights = read_checkpoint(str(tmp_path / f"model_{name}.pth"))["model"]
+        assert weights["head.bias"].item() == iteration
 
 
 def test_lists_of_the_config_are_plain_in_the_optimizer():

@@ -32,7 +32,7 @@ class Recorder(HookBase):
         self.logged = {k: h.values() for k, h in self.trainer.storage.histories().items()}
 
 
-def train(model=None, steps=4, poisoned_id=-1, lr=0.1, max_bad_steps=1, **options):
+def train(model=None, steps=4, poisoned_id=-1, lr=0.1, max_bad_steps=1, hooks=(), **options):
     torch.manual_seed(0)
     model = model or StandIn()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -40,7 +40,7 @@ def train(model=None, steps=4, poisoned_id=-1, lr=0.1, max_bad_steps=1, **option
         model, Images(2, poisoned_id), optimizer, max_bad_steps=max_bad_steps, **options
     )
     recorder = Recorder()
-    trainer.register_hooks([recorder])
+    trainer.register_hooks([recorder, *hooks])
     recorder.trainer_itself = trainer
     trainer.train(0, steps)
     return recorder
@@ -58,6 +58,39 @@ def test_clipping_bounds_the_step_and_logs_the_norm_before_it():
     norm = clipped.logged["grad_norm"][0][0]
     assert norm == pytest.approx(step_length(free) / 0.1, rel=1e-4)
     assert free.logged["grad_norm"][0][0] == norm
+
+
+class Calls(HookBase):
+    """Notes which of its methods was called, and the norm of the gradients there."""
+
+    def __init__(self):
+        self.noted = []
+
+    def _note(self, name):
+        grads = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        norm = torch.stack([g.norm() for g in grads]).norm().item() if grads else None
+        self.noted.append((name, norm))
+
+    def before_step(self):
+        self._note("before_step")
+
+    def after_backward(self):
+        self._note("after_backward")
+
+    def after_step(self):
+        self._note("after_step")
+
+
+def test_hooks_see_the_gradients_of_a_step_before_they_are_clipped():
+    calls = Calls()
+    recorder = train(steps=1, clip_grad={"max_norm": 0.01}, log_period=1, hooks=[calls])
+    norm = recorder.logged["grad_norm"][0][0]
+    assert norm > 0.02
+    assert calls.noted == [
+        ("before_step", None),
+        ("after_backward", pytest.approx(norm)),
+        ("after_step", pytest.approx(0.01, rel=1e-3)),
+    ]
 
 
 def test_gradients_do_not_add_up_over_steps():
@@ -200,10 +233,13 @@ def test_amp_on_a_gpu_scales_float16_gradients_and_saves_the_scale():
 def test_state_goes_on_with_amp_switched_on_or_off():
     model = StandIn()
     optimizer = torch.optim.AdamW(model.parameters())
-    with_amp = Trainer(model, None, optimizer, amp=True)
+    with_amp = Trainer(model, None, optimizer, amp=True, amp_dtype="float16")
+    with_amp.grad_scaler.load_state_dict(with_amp.grad_scaler.state_dict() | {"scale": 512.0})
     without = Trainer(model, None, optimizer)
     without.load_state_dict(with_amp.state_dict())
+    assert without.grad_scaler.get_scale() == 1
     with_amp.load_state_dict(without.state_dict())
+    assert with_amp.grad_scaler.get_scale() == 512
 
 
 def test_losses_move_to_the_host_together():
