@@ -2,9 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -212,3 +214,33 @@ def random_batch(
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances, "image_id": index})
     return batch
+
+
+def losses_of_training(model: nn.Module, lr: float, steps: int) -> list[dict[str, float]]:
+    """Weighted losses of each of some steps on the golden batch."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    batch, found = golden_tiny_batch(), []
+    for _ in range(steps):
+        losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        found.append({name: loss.item() for name, loss in losses.items()})
+    return found
+
+
+@contextmanager
+def queries_per_object(matcher: MixedMatcher) -> Iterator[dict[str, list[list[int]]]]:
+    """What is matched within it: by name of the predictions, a count per object of each image."""
+    found, match = {}, matcher.match
+
+    def recording(requests):
+        matched = match(requests)
+        for request, pairs in zip(requests, matched, strict=True):
+            found[request.name] = [gt.bincount().tolist() for _, gt in pairs]
+        return matched
+
+    with patch.object(matcher, "match", recording):
+        yield found

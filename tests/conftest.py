@@ -11,7 +11,8 @@ from aligndetr.layers.ms_deform_attn import functional
 
 ROOT = Path(__file__).parents[1]
 
-# No example may fail for the time it takes: others may be using the machine.
+# No example may fail for the time it takes: others may be using the machine. Where CI is set,
+# hypothesis starts from its profile `ci`, and every run has the same examples.
 settings.register_profile("aligndetr", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("aligndetr")
 

@@ -167,13 +167,12 @@ def _match_image(
             if objects.countable[index]:
                 row[detection] = offset + index
     cover = objects.crowd_cover(boxes, classes)
-    ignored = (found < 0) & (cover >= np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None])
+    ignored = (found < 0) & (cover >= IOU_THRESHOLDS[:, None])
     return found, ignored, same_iou, same_object, other_iou, other_object
 
 
 def _match(iou: np.ndarray, highest: np.ndarray, threshold: float) -> Iterator[tuple[int, int]]:
     """(detection, object) in the order of the detections."""
-    threshold = min(threshold, 1 - 1e-10)
     iou = iou.copy()
     last = iou.shape[1] - 1
     for detection in np.flatnonzero(highest >= threshold):

@@ -18,6 +18,7 @@ from aligndetr.criterions import base_criterion as base_module
 from aligndetr.losses import IABCELoss
 from aligndetr.matchers import MixedMatcher
 from aligndetr.utils.errors import NonFinitePredictionError
+from tests.builders import queries_per_object
 
 K, Q, AUX = 5, 23, 2
 MATCH_NUM = [3, 2, 2, 1]  # encoder, two auxiliary layers, last
@@ -109,16 +110,7 @@ def values(losses):
 def test_layers_take_their_number_of_candidates_from_match_num():
     outputs, targets, dn_metas = random_step((3, 2))
     criterion = make_criterion()
-    seen = {}
-    original = criterion.matcher.match
-
-    def recording(requests):
-        result = original(requests)
-        for request, indices in zip(requests, result, strict=True):
-            seen[request.name] = [gt.bincount().tolist() for _, gt in indices]
-        return result
-
-    with patch.object(criterion.matcher, "match", recording):
+    with queries_per_object(criterion.matcher) as seen:
         criterion(outputs, targets, dn_metas)
     assert seen == {
         "encoder proposals": [[3, 3, 3], [3, 3]],
@@ -426,14 +418,22 @@ def test_nan_in_denoising_predictions_alone_is_reported(where):
     assert (e.value.layer, e.value.batch_index) == expected
 
 
-def test_nan_is_reported_where_it_began():
+@pytest.mark.parametrize(
+    ("origin", "name"),
+    [
+        (lambda outputs: outputs["enc_outputs"], "encoder proposals"),
+        (lambda outputs: outputs["aux_outputs"][1], "decoder layer 2 of 3 (aux_outputs[1])"),
+    ],
+    ids=["encoder", "decoder"],
+)
+def test_nan_is_reported_where_it_began(origin, name):
     outputs, targets, dn_metas = random_step()
     with torch.no_grad():
-        for layer in (outputs, outputs["aux_outputs"][1]):
+        for layer in (outputs, origin(outputs)):
             layer["pred_logits"][1, 3, 2] = float("nan")
     with pytest.raises(NonFinitePredictionError) as e:
         make_criterion()(outputs, targets, dn_metas)
-    assert e.value.layer == "decoder layer 2 of 3 (aux_outputs[1])"
+    assert e.value.layer == name
     assert e.value.batch_index == 1
 
 

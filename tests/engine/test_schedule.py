@@ -35,6 +35,10 @@ def test_steps_fall_at_their_share_of_the_run():
     assert rates(schedule, 12) == pytest.approx(expected)
 
 
+def test_a_step_falls_at_the_nearest_iteration():
+    assert rates(multi_step_lr(max_iter=10, milestones=[0.37]), 10) == [1.0] * 4 + [0.1] * 6
+
+
 def test_cosine_by_hand():
     found = rates(cosine_lr(max_iter=8, end_factor=0.2), 8)
     assert found == pytest.approx(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from aligndetr.evaluation.bootstrap import bootstrap_differences
+from aligndetr.evaluation.bootstrap import _difference, bootstrap_differences
 from aligndetr.evaluation.box_ap import GroundTruth
 from aligndetr.evaluation.matching import match_boxes
 
@@ -58,6 +58,11 @@ def test_spread_is_that_of_drawing_images():
     half_width = (found["AP50"].high - found["AP50"].low) / 2
     assert half_width == pytest.approx(100 * 1.96 / n**0.5, rel=0.15)
     assert found["AP50"].low < 0 < found["AP50"].high
+
+
+def test_bounds_leave_out_a_fortieth_on_either_side():
+    found = _difference(0.0, np.arange(1001) / 10)
+    assert (found.low, found.high) == pytest.approx((2.5, 97.5))
 
 
 def test_the_same_seed_gives_the_same_numbers():

@@ -2,27 +2,20 @@
 
 import logging
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from aligndetr.checkpoint import Checkpointer, read_checkpoint
+from aligndetr.checkpoint import read_checkpoint
 from aligndetr.cli import convert, export
-from aligndetr.config import apply_overrides, config_to_yaml, load_config
-from aligndetr.engine import build_model
 from aligndetr.engine.ema import ModelEMA
 from aligndetr.inference import convert_checkpoint, save_pretrained
 from tests.data.coco_json import COCO_TINY
+from tests.inference.small_checkpoint import SMALL_IMAGES, save_trained, small_model
 
-CONFIG = str(Path(__file__).parents[2] / "projects/aligndetr/configs/aligndetr_demo.py")
 IMAGE = str(next(COCO_TINY.glob("val/*.jpg")))
 OPTIONS = [
-    "train.device=cpu",
-    "train.ms_deform_attn=reference",
-    "dataset.test_short_edge=96",
-    "dataset.max_size=128",
-    "model.num_classes=3",
+    *SMALL_IMAGES,
     "model.num_queries=20",
     "model.transformer.encoder.num_layers=1",
     "model.transformer.decoder.num_layers=1",
@@ -34,21 +27,14 @@ TRAINED, AVERAGED = "model", "ema_state"
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """model_final.pth whose averaged weights are nowhere its weights."""
-    folder = tmp_path_factory.mktemp("averaged")
-    cfg = apply_overrides(load_config(CONFIG), OPTIONS)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    for head in model.class_embed:  # scores that differ from each other
-        torch.nn.init.normal_(head.weight, std=0.4)
+    model, cfg = small_model(OPTIONS)
     ema = ModelEMA(model, decay=0.5)
     ema.start(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
     ema.update(model)
-    extra = {"config": config_to_yaml(cfg), "class_names": ["cat", "bus", "cup"]}
-    Checkpointer(model, str(folder), extra=extra, ema_state=ema).save("model_final")
-    return folder / "model_final.pth"
+    return save_trained(model, cfg, tmp_path_factory.mktemp("averaged"), ema_state=ema)
 
 
 def assert_weights_are(found, path, part):

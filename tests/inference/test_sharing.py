@@ -21,7 +21,7 @@ from aligndetr.checkpoint import (
     write_weights,
 )
 from aligndetr.cli import convert
-from aligndetr.config import apply_overrides, config_from_yaml, config_to_yaml, load_config
+from aligndetr.config import config_from_yaml, load_config
 from aligndetr.engine import build_model
 from aligndetr.inference import (
     Predictor,
@@ -32,35 +32,21 @@ from aligndetr.inference import (
 )
 from tests.data.coco_json import COCO_TINY
 from tests.inference.hub_server import HubServer
+from tests.inference.small_checkpoint import NAMES, SMALL_IMAGES, save_trained, small_model
 
 ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "projects/aligndetr/configs/aligndetr_demo.py")
 IMAGE = sorted(COCO_TINY.glob("val/*.jpg"))[0]
-NAMES = ["cat", "bus", "cup"]
 OPTIONS = [
-    "train.device=cpu",
-    "train.ms_deform_attn=reference",
+    *SMALL_IMAGES,
     "train.output_dir=/home/me/secret",
     "dataset.root=/home/me/data",
-    "dataset.test_short_edge=96",
-    "dataset.max_size=128",
-    "model.num_classes=3",
     "model.transformer.encoder.num_layers=1",
 ]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """model_final.pth as a training leaves it, with random weights."""
-    folder = tmp_path_factory.mktemp("trained")
-    cfg = apply_overrides(load_config(CONFIG), OPTIONS)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    for head in model.class_embed:  # scores that differ from each other
-        torch.nn.init.normal_(head.weight, std=0.4)
-    extra = {"config": config_to_yaml(cfg), "class_names": NAMES}
-    Checkpointer(model, str(folder), extra=extra).save("model_final", iteration=9)
-    return folder / "model_final.pth"
+    return save_trained(*small_model(OPTIONS), tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aligndetr.matchers import MatchRequest, MixedMatcher
@@ -56,6 +56,7 @@ def image_of(outputs, i):
     gt_copy=st.integers(1, 4),
     seed=st.integers(0, 9),
 )
+@example(num_objects=3, num_queries=11, gt_copy=4, seed=0)  # one query less than for two each
 def test_each_object_gets_k_distinct_queries(num_objects, num_queries, gt_copy, seed):
     outputs, targets = random_case([num_objects], num_queries, seed)
     query_idx, gt_idx = make_matcher()(outputs, targets, gt_copy)[0]
@@ -90,8 +91,11 @@ def test_matching_sets_together_or_one_by_one_is_the_same():
     second, _ = random_case([4, 0, 2], num_queries=17, seed=2)
     third = {key: value.double() for key, value in second.items()}
     binary = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+    moved = [{**t, "boxes": t["boxes"].flip(0)} for t in targets]
     requests = [
         MatchRequest(first, targets, 1),
+        MatchRequest(first, moved, 1),
+        MatchRequest(first, [{**t, "labels": t["labels"].flip(0)} for t in moved], 1),
         MatchRequest(second, targets, 2),
         MatchRequest(third, binary, 3),
     ]

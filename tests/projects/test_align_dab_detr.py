@@ -10,7 +10,13 @@ from aligndetr.export.graph import to_onnx
 from aligndetr.layers import PositionEmbeddingSine, get_sine_pos_embed
 from aligndetr.modeling import padding_masks
 from projects.align_dab_detr.modeling import DabDetrTransformerDecoder, DabDetrTransformerEncoder
-from tests.builders import golden_tiny_batch, random_batch, tiny_dab_model
+from tests.builders import (
+    golden_tiny_batch,
+    losses_of_training,
+    queries_per_object,
+    random_batch,
+    tiny_dab_model,
+)
 
 B, Q, C, LAYERS = 2, 17, 24, 3
 
@@ -228,17 +234,9 @@ def test_every_parameter_gets_a_gradient(counts):
 
 
 def test_mixed_matching_is_in_its_layers():
-    model, found = tiny_dab_model().train(), {}
-    match = model.criterion.matcher.match
-
-    def recording(requests):
-        matched = match(requests)
-        for request, pairs in zip(requests, matched, strict=True):
-            found[request.name] = [gt.bincount().tolist() for _, gt in pairs]
-        return matched
-
-    model.criterion.matcher.match = recording
-    model(random_batch([(64, 96)], [3]))
+    model = tiny_dab_model().train()
+    with queries_per_object(model.criterion.matcher) as found:
+        model(random_batch([(64, 96)], [3]))
     *early, last = found.values()
     assert early == [[[2, 2, 2]]] * 2
     assert last == [[1, 1, 1]]
@@ -246,17 +244,8 @@ def test_mixed_matching_is_in_its_layers():
 
 def test_the_loss_falls():
     torch.manual_seed(0)
-    model = tiny_dab_model().train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    batch, totals = golden_tiny_batch(), []
-    for _ in range(20):
-        total = sum(model(batch).values())
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        totals.append(total.item())
-    assert totals[-1] < 0.8 * totals[0]
+    first, *_, last = losses_of_training(tiny_dab_model(), lr=3e-3, steps=20)
+    assert sum(last.values()) < 0.8 * sum(first.values())
 
 
 @pytest.mark.parametrize("frozen", [True, False])

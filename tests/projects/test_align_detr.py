@@ -9,7 +9,14 @@ from detectron2.config import LazyConfig, instantiate
 from aligndetr.layers import PositionEmbeddingSine
 from aligndetr.modeling import ChannelMapper
 from projects.aligndetr.modeling import AlignDETR
-from tests.builders import RES, golden_json, golden_tiny_batch, random_batch, tiny_model
+from tests.builders import (
+    RES,
+    golden_json,
+    golden_tiny_batch,
+    losses_of_training,
+    random_batch,
+    tiny_model,
+)
 
 R50 = Path("projects/aligndetr/configs/models/aligndetr_r50.py")
 
@@ -50,6 +57,11 @@ def test_r50_starts_like_the_reference(r50):
         error = 6 / value.numel() ** 0.5  # six sigma of a mean, in units of std
         assert value.std().item() == pytest.approx(std, rel=min(0.5, 2 * error)), name
         assert abs(value.mean().item() - mean) < 2 * error * std, name
+
+
+def test_class_heads_start_from_the_prior():
+    for head in tiny_model(prior_init=0.2).class_embed:
+        torch.testing.assert_close(head.bias.sigmoid(), torch.full((5,), 0.2))
 
 
 def train_step(model, batch):
@@ -141,18 +153,8 @@ def test_what_a_backbone_pads_is_masked_at_evaluation_too(monkeypatch):
 
 def test_the_loss_falls():
     torch.manual_seed(0)
-    model = tiny_model().train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    batch = golden_tiny_batch()
-    totals = []
-    for _ in range(40):
-        total = sum(model(batch).values())
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        totals.append(total.item())
-    assert totals[-1] < 0.75 * totals[0]
+    first, *_, last = losses_of_training(tiny_model(), lr=1e-3, steps=40)
+    assert sum(last.values()) < 0.75 * sum(first.values())
 
 
 def test_bfloat16_autocast_stays_close_and_boxes_stay_float32():

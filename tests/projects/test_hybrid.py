@@ -7,7 +7,13 @@ from torch import nn
 from aligndetr.criterions import HybridCriterion
 from aligndetr.matchers import MixedMatcher
 from aligndetr.modeling import with_hybrid_queries
-from tests.builders import golden_tiny_batch, random_batch, tiny_model
+from tests.builders import (
+    golden_tiny_batch,
+    losses_of_training,
+    queries_per_object,
+    random_batch,
+    tiny_model,
+)
 
 WEIGHTS = {"loss_class": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
 HYBRID = 12
@@ -112,20 +118,11 @@ def test_they_start_from_the_proposals_after_the_best():
 
 def test_each_object_gets_so_many_of_them_in_every_layer():
     hybrid = hybrid_model(num_hybrid=30, hybrid_match_num=4)
-    names = {}
-    match = hybrid.criterion.matcher.match
-
-    def recording(requests):
-        found = match(requests)
-        for request, pairs in zip(requests, found, strict=True):
-            names[request.name] = [gt.bincount().tolist() for _, gt in pairs]
-        return found
-
-    hybrid.criterion.matcher.match = recording
-    hybrid.train()(random_batch([(64, 96)] * 2, [3, 1]))
+    with queries_per_object(hybrid.criterion.matcher) as found:
+        hybrid.train()(random_batch([(64, 96)] * 2, [3, 1]))
     for layer in (1, 2, 3):
-        assert names[f"hybrid queries of decoder layer {layer}"] == [[4, 4, 4], [4]]
-    assert names["last decoder layer"] == [[1, 1, 1], [1]]
+        assert found[f"hybrid queries of decoder layer {layer}"] == [[4, 4, 4], [4]]
+    assert found["last decoder layer"] == [[1, 1, 1], [1]]
 
 
 def test_their_candidates_have_rank_weights_of_their_own():
@@ -136,20 +133,13 @@ def test_their_candidates_have_rank_weights_of_their_own():
 
 def test_training_with_it_lowers_the_loss():
     torch.manual_seed(0)
-    model = hybrid_model().train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    batch, totals, hybrid_totals = golden_tiny_batch(), [], []
-    for _ in range(30):
-        losses = model(batch)
-        total = sum(losses.values())
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        totals.append(total.item())
-        hybrid_totals.append(sum(v.item() for n, v in losses.items() if "_hybrid" in n))
-    assert totals[-1] < 0.8 * totals[0]
-    assert hybrid_totals[-1] < 0.85 * hybrid_totals[0]
+    first, *_, last = losses_of_training(hybrid_model(), lr=1e-3, steps=30)
+    assert sum(last.values()) < 0.8 * sum(first.values())
+    assert sum_of_branch(last) < 0.85 * sum_of_branch(first)
+
+
+def sum_of_branch(losses):
+    return sum(loss for name, loss in losses.items() if "_hybrid" in name)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (32, 32)])  # 33 and 22 tokens: 13 and 2 are left over

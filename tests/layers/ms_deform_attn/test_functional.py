@@ -258,7 +258,7 @@ def test_half_precision_values_are_summed_in_float32(backend, dtype):
     torch.testing.assert_close(out, exact.to(dtype), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "deterministic"])
 def test_autocast_changes_nothing(backend):
     inputs = [x.detach().float() for x in random_inputs()]
     plain = value_and_gradients(backend, SHAPES, inputs)
