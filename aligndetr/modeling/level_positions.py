@@ -1,8 +1,6 @@
 """Padding masks and position embeddings of all levels, kept for sizes that come again."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +23,8 @@ class LevelPositions:
 
     def __init__(self, capacity: int = 4):
         self.capacity = capacity
-        self._kept: OrderedDict[tuple, tuple[list[Tensor], list[Tensor]]] = OrderedDict()
+        # The last used first. Replaced as a whole, never changed: threads may share the model.
+        self._kept: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
 
     def __call__(
         self,
@@ -66,16 +65,14 @@ class LevelPositions:
         self, embedding: nn.Module, map_sizes: Sequence[Size], device: torch.device
     ) -> tuple[list[Tensor], list[Tensor]]:
         key = (embedding, tuple(map(tuple, map_sizes)), device)
-        # Taken out and put back at the end: another thread that predicts may drop it meanwhile.
-        found = self._kept.pop(key, None)
+        kept = self._kept
+        found = kept.get(key)
         if found is None:
             # Not as tensors of inference mode, which a later training step could not use.
             with torch.inference_mode(False), torch.no_grad():
                 found = _embed_unpadded(embedding, map_sizes, device)
-        self._kept[key] = found
-        while len(self._kept) > self.capacity:
-            with suppress(KeyError):
-                self._kept.popitem(last=False)
+        others = (item for item in kept.items() if item[0] != key)
+        self._kept = dict([(key, found), *others][: self.capacity])
         return found
 
 

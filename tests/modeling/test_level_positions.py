@@ -128,7 +128,7 @@ def test_threads_may_ask_for_more_sizes_than_are_kept():
     maps = [[(1, width)] for width in range(1, 7)]
 
     def ask(start):
-        for turn in range(2000):
+        for turn in range(500):
             size = maps[(start + turn) % len(maps)]
             (mask,), _ = positions.unpadded(embedding, 1, size, CPU)
             assert mask.shape[1:] == size[0]
