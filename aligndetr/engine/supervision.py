@@ -58,14 +58,16 @@ def _wait(processes: list[BaseProcess]) -> list[BaseProcess]:
     """Wait for the end of all; those that had to be killed."""
     deadline, killed = None, []
     while alive := [process for process in processes if process.is_alive()]:
+        # Right before the wait: a process closes its files, which ends a wait, a moment before it
+        # has an exit code. Asked after the wait, one that failed could be missed for good.
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + COLLECT + GRACE
         timeout = None if deadline is None else max(0, deadline - time.monotonic())
         if not connection.wait([process.sentinel for process in alive], timeout):
             killed += alive
             for process in alive:
                 process.kill()
                 process.join()
-        if deadline is None and any(process.exitcode for process in processes):
-            deadline = time.monotonic() + COLLECT + GRACE
     return killed
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from itertools import chain, repeat
 
 import pytest
 
@@ -23,14 +24,37 @@ def end(how):
     sys.exit(how)
 
 
-def run(*hows):
-    """Processes that end so, supervised; they share nothing, so `fork` spares the imports."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=end, args=(how,)) for how in hows]
+FORK = multiprocessing.get_context("fork")
+
+
+def start(*hows):
+    """Processes that end so; they share nothing, so `fork` spares the imports."""
+    processes = [FORK.Process(target=end, args=(how,)) for how in hows]
     for process in processes:
         process.start()
-    supervise(processes, context.SimpleQueue())
     return processes
+
+
+def run(*hows):
+    processes = start(*hows)
+    supervise(processes, FORK.SimpleQueue())
+    return processes
+
+
+class HasCodeLate:
+    """A process that has closed its files, and has its exit code when it is asked a third time."""
+
+    def __init__(self, process):
+        process.join()
+        self.sentinel = process.sentinel
+        self._codes = chain([None, None], repeat(process.exitcode))
+
+    @property
+    def exitcode(self):
+        return next(self._codes)
+
+    def is_alive(self):
+        return self.exitcode is None
 
 
 def test_all_is_well():
@@ -58,3 +82,13 @@ def test_one_that_does_not_end_when_another_has_failed_is_killed(monkeypatch):
     assert time.monotonic() - start < 30
     # -SIGKILL of the one that was killed is no failure of its own, but 9 is its code.
     assert caught.value.code == 9
+
+
+def test_an_exit_code_that_comes_after_the_end_is_seen(monkeypatch):
+    monkeypatch.setattr(supervision, "GRACE", 0.2)
+    monkeypatch.setattr(supervision, "COLLECT", 0.0)
+    hangs, failed = start("hang", 3)
+    begin = time.monotonic()
+    with pytest.raises(SystemExit):
+        supervise([hangs, HasCodeLate(failed)], FORK.SimpleQueue())
+    assert time.monotonic() - begin < 30
