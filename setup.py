@@ -80,7 +80,10 @@ setup(
     extras_require={
         "app": ["gradio>=6"],  # aligndetr app, the page in the browser
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
-        "dev": ["hypothesis", "pyright[nodejs]", "pytest>=8", "pytest-cov", "pytest-xdist", "ruff"],
+        "dev": [
+            *("pytest>=8", "pytest-cov", "pytest-timeout", "pytest-xdist"),
+            *("hypothesis", "pyright[nodejs]", "ruff"),
+        ],
         "docs": ["latex2mathml>=3.77", "mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # make docs
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],  # tools/export.py

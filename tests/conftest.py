@@ -17,6 +17,12 @@ settings.register_profile("aligndetr", deadline=None, suppress_health_check=[Hea
 settings.load_profile("aligndetr")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(autouse=True)
 def default_attention(monkeypatch):
     """Runs and Predictors choose the process's default attention; no test hands it to the next."""
