@@ -53,7 +53,10 @@ def find_dataset(
             f"dataset.{split}_{given} is given but dataset.{split}_{missing} is not; a data set "
             f"needs both. Add dataset.{split}_{missing}=… or give dataset.root."
         )
-    return Path(json_file).expanduser().absolute(), Path(image_root).expanduser().absolute()
+    json_file = Path(json_file).expanduser().absolute()
+    if json_file.name == ROBOFLOW_NAME and json_file.is_file():
+        json_file = _without_placeholder(json_file, json_file.parent.parent)
+    return json_file, Path(image_root).expanduser().absolute()
 
 
 def _find_other_layout(split: str, root: Path) -> tuple[Path, Path] | None:

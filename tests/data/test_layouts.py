@@ -82,6 +82,15 @@ def test_the_placeholder_is_no_class_and_the_export_stays_as_it_is(small, tmp_pa
     assert (root / "train" / "_annotations.coco.json").read_bytes() == before
 
 
+def test_a_split_that_is_named_has_the_same_classes(small, tmp_path):
+    """As where a test split is evaluated: it is no split that the root is searched for."""
+    root = write_roboflow(small, tmp_path / "roboflow")
+    (root / "valid").rename(root / "test")
+    json_file = root / "test" / "_annotations.coco.json"
+    name = register_dataset("val", str(root), json_file, json_file.parent)
+    assert class_names(name) == load("train", root)[0] == ["car", "boat", "tree"]
+
+
 def test_a_first_category_that_any_split_uses_is_a_class(small, tmp_path):
     root = write_roboflow(small, tmp_path / "roboflow")
     path = root / "valid" / "_annotations.coco.json"
