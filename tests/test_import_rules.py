@@ -49,6 +49,7 @@ MAY_IMPORT = {
 # it. And it says how deformable attention is computed, which is compiled before the first step.
 EXCEPTIONS = {
     "aligndetr.engine": {
+        "aligndetr.config.CONFIG_FILE",
         "aligndetr.config.check_arguments",
         "aligndetr.config.check_known_keys",
         "aligndetr.config.config_to_yaml",
@@ -61,6 +62,7 @@ EXCEPTIONS = {
     "aligndetr.export": {"aligndetr.modeling.TokenRanking"},
     # A checkpoint is a model only together with the config in it or named beside it.
     "aligndetr.inference": {
+        "aligndetr.config.CONFIG_FILE",
         "aligndetr.config.apply_overrides",
         "aligndetr.config.config_from_yaml",
         "aligndetr.config.config_to_yaml",
@@ -69,6 +71,7 @@ EXCEPTIONS = {
     },
     # A finished run is read with the config beside it or in its checkpoint.
     "aligndetr.analysis": {
+        "aligndetr.config.CONFIG_FILE",
         "aligndetr.config.apply_overrides",
         "aligndetr.config.load_config",
         "aligndetr.layers.set_default_backend",

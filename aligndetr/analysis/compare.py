@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from aligndetr.config import load_config
+from aligndetr.config import CONFIG_FILE, load_config
 from aligndetr.engine.curves import Series, read_metrics
 from aligndetr.engine.metrics_file import METRICS_FILE
 from aligndetr.evaluation.average_precision import WeightedAP
@@ -24,7 +24,7 @@ from aligndetr.utils.numbers import without_nan
 
 from .charts import as_picture
 from .evaluations import RESULTS_FILE
-from .runs import CONFIG_FILE, evaluation_of_run
+from .runs import evaluation_of_run
 
 COMPARISON_FILE = "compare.html"
 COMPARISON_NUMBERS = "compare.json"

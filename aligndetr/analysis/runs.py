@@ -12,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluators
 from omegaconf import DictConfig
 
 from aligndetr.checkpoint import local_checkpoint, read_checkpoint
-from aligndetr.config import apply_overrides, load_config
+from aligndetr.config import CONFIG_FILE, apply_overrides, load_config
 from aligndetr.engine import check_run, load_trained
 from aligndetr.evaluation import AlignmentEvaluator, COCOEvaluator, evaluate
 from aligndetr.evaluation.alignment import Alignment
@@ -29,8 +29,6 @@ from .evaluations import (
 )
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.yaml"
 
 
 def evaluation_of_run(

@@ -11,9 +11,10 @@ from .known_keys import check_known_keys
 from .loading import load_config
 from .overrides import apply_overrides
 from .shared import get_config
-from .yaml_io import config_from_yaml, config_to_yaml, save_config, saved_value
+from .yaml_io import CONFIG_FILE, config_from_yaml, config_to_yaml, save_config, saved_value
 
 __all__ = [
+    "CONFIG_FILE",
     "ITERS_PER_EPOCH",
     "apply_overrides",
     "check_arguments",

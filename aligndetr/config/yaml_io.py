@@ -21,6 +21,9 @@ from .reference_config import (
     translate_reference_config,
 )
 
+CONFIG_FILE = "config.yaml"
+"""Name of a run's config in its output directory."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from aligndetr.config import saved_value
+from aligndetr.config import CONFIG_FILE, saved_value
 from aligndetr.layers import check_backend_name
 
 from .gradients import check_clip_arguments
@@ -183,7 +183,7 @@ def _checkpoints(output_dir: str) -> list[Path]:
 
 def _is_rehearsal(output_dir: str) -> bool:
     """Whether the last run in this folder was a fast_dev_run."""
-    config_file = Path(output_dir) / "config.yaml"
+    config_file = Path(output_dir) / CONFIG_FILE
     if not config_file.is_file():
         return False
     try:

@@ -19,7 +19,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from aligndetr.checkpoint import local_checkpoint
-from aligndetr.config import check_arguments, check_known_keys, save_config, saved_value
+from aligndetr.config import (
+    CONFIG_FILE,
+    check_arguments,
+    check_known_keys,
+    save_config,
+    saved_value,
+)
 from aligndetr.data import check_num_classes, check_same_classes, class_names
 from aligndetr.layers import set_default_backend
 
@@ -81,7 +87,7 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     if comm.is_main_process() and not args.eval_only:
         remove_rehearsal(output_dir)
         note_command(output_dir, args)
-        path = Path(output_dir) / "config.yaml"
+        path = Path(output_dir) / CONFIG_FILE
         save_config(cfg, str(path))
         logger.info("The full config is in %s", path)
     attention = cfg.train.get("ms_deform_attn", "auto")
@@ -110,7 +116,7 @@ def settle_seed(cfg: DictConfig, resume: bool = False) -> None:
     if cfg.train.seed >= 0:
         logger.info("Seed %d", cfg.train.seed)
         return
-    earlier = Path(cfg.train.output_dir) / "config.yaml"
+    earlier = Path(cfg.train.output_dir) / CONFIG_FILE
     seed = None
     if resume and comm.is_main_process() and earlier.exists():
         seed = saved_value(earlier, "train.seed")

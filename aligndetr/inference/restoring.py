@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from aligndetr.checkpoint import CheckpointError
-from aligndetr.config import config_from_yaml, load_config
+from aligndetr.config import CONFIG_FILE, config_from_yaml, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def config_or_none(checkpoint: dict, path: str) -> DictConfig | None:
     """As `find_config`; None if there is none."""
     if isinstance(checkpoint.get("config"), str):
         return config_from_yaml(checkpoint["config"], source=f"the config in {path}")
-    beside = Path(path).expanduser().parent / "config.yaml"
+    beside = Path(path).expanduser().parent / CONFIG_FILE
     return load_config(beside) if beside.is_file() else None
 
 

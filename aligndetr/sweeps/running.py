@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aligndetr.config import apply_overrides, load_config, saved_value
+from aligndetr.config import CONFIG_FILE, apply_overrides, load_config, saved_value
 from aligndetr.engine.metrics_file import METRICS_FILE, has_evaluation
 from aligndetr.engine.signals import EXIT_NOT_SAVED, EXIT_STOPPED
 from aligndetr.engine.slurm_job import submit
@@ -79,7 +79,7 @@ def is_finished(folder: Path) -> bool:
     """
     if not (folder / "model_final.pth").exists():
         return False
-    return has_evaluation(folder / METRICS_FILE, _max_iter(folder / "config.yaml"))
+    return has_evaluation(folder / METRICS_FILE, _max_iter(folder / CONFIG_FILE))
 
 
 def command_of(
