@@ -53,8 +53,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping, source: str, *, strict: 
     report = _compare(model, state, checkpoint)
     if strict and not report.complete:
         raise CheckpointError(
-            f"checkpoint {source!r} does not fit the model: {report.describe()}\n"
-            "Every tensor must fit here; give the checkpoint of this model and its config."
+            f"checkpoint {source!r} does not fit the model. Every tensor must fit here: give the "
+            f"checkpoint of this model and its config. {report.describe()}"
         )
     _refuse_other_architecture(report, source)
     _refuse_other_settings(model, checkpoint.get("settings", {}), source)
