@@ -81,8 +81,13 @@ setup(
         "app": ["gradio>=6"],  # aligndetr app, the page in the browser
         "bench": ["transformers>=5"],  # what benchmarks/ measures against
         "dev": [
-            *("pytest>=8", "pytest-cov", "pytest-timeout", "pytest-xdist"),
-            *("hypothesis", "pyright[nodejs]", "ruff"),
+            "hypothesis",
+            "pyright[nodejs]",
+            "pytest>=8",
+            "pytest-cov",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
         ],
         "docs": ["latex2mathml>=3.77", "mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # make docs
         "hub": ["huggingface_hub>=0.25"],  # models of the Hugging Face Hub
