@@ -4,10 +4,12 @@ detectron2's `launch` takes NCCL wherever a GPU is present; here the device deci
 `train.device=cpu` runs on any machine. Under torchrun and srun the processes are there already.
 """
 
+import multiprocessing
 import os
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,7 +27,7 @@ from aligndetr.utils.cores import available_cores
 from .lifeline import OTHER_RANK_FAILED, Lifeline
 from .meeting import fresh_store
 from .place import Place, find_place
-from .supervision import supervise
+from .supervision import supervise, write_error
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -83,15 +85,15 @@ def launch(
         )
         for local_rank in range(num_processes)
     ]
-    errors = mp.get_context("spawn").SimpleQueue()
-    context: Any = mp.start_processes(
-        _worker,
-        args=(places, main_func, args, device_type, timeout, errors),
-        nprocs=num_processes,
-        start_method="spawn",
-        join=False,
-    )
-    supervise(context.processes, errors)
+    with tempfile.TemporaryDirectory(prefix="aligndetr-errors-") as errors:
+        context: Any = mp.start_processes(
+            _worker,
+            args=(places, main_func, args, device_type, timeout, errors),
+            nprocs=num_processes,
+            start_method="spawn",
+            join=False,
+        )
+        supervise(context.processes, errors)
 
 
 def check_machines(num_machines: int, machine_rank: int, dist_url: str) -> None:
@@ -120,14 +122,18 @@ def _worker(local_rank: int, places: list[Place], *rest: Any) -> None:
     (Ctrl-C goes to all processes of a terminal's group, and would come twice.)
     """
     os.setpgrp()
+    # The system's own action, which also ends a wait for another machine. Training changes it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # torch has the system end this process with its starter, from now on.
+    starter = multiprocessing.parent_process()
+    if starter is not None and not starter.is_alive():
+        sys.exit(1)
     *arguments, errors = rest
     try:
         _run(places[local_rank], *arguments)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)  # what a shell says of it
     except Exception:
-        errors.put((places[local_rank].rank, traceback.format_exc()[-20_000:]))
-        raise
+        write_error(errors, places[local_rank].rank, traceback.format_exc())
+        sys.exit(1)
 
 
 def _run(

@@ -58,17 +58,19 @@ class Lifeline:
         self.failure: Failure | None = None
         self._known = threading.Event()
         self._closed = False
+        self._watch: _Watch | None = None
         address = None
         if comm.is_main_process():
             server = socket.create_server(("" if several_machines else "127.0.0.1", 0))
             address = (server.getsockname()[1], secrets.token_hex(16))
-            _in_background(_Watch(server, address[1]).run)
+            self._watch = _Watch(server, address[1])
+            _in_background(self._watch.run)
         port, token = next(a for a in comm.all_gather(address) if a is not None)
         self._socket = socket.create_connection((host, port), timeout=30)
         self._socket.settimeout(None)
         _keep_alive(self._socket)
         who = f"rank {comm.get_rank()} (process {os.getpid()} on {socket.gethostname()})"
-        self._send({"token": token, "rank": comm.get_rank(), "who": who})
+        _send(self._socket, {"token": token, "rank": comm.get_rank(), "who": who})
         _in_background(self._listen)
 
     def report(self, text: str) -> Failure:
@@ -78,22 +80,23 @@ class Lifeline:
             text: the traceback.
         """
         _end_after(GRACE + ANSWER)
-        self._send({"text": text})
+        _send(self._socket, {"text": text})
         self._known.wait(ANSWER)
         return self.failure or Failure(comm.get_rank(), text)
 
     def close(self) -> None:
-        """Say that all is done, so that the end of the connection alarms nobody."""
-        self._closed = True
-        self._send({"done": True})
+        """Say that all is done, so that the end of the connection alarms nobody.
 
-    def _send(self, message: dict) -> None:
-        with contextlib.suppress(OSError):  # rank 0 is gone; `_listen` has noticed
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        Called when all have come so far; one that is slow to call it hears so from rank 0.
+        """
+        self._closed = True
+        if self._watch is not None:
+            self._watch.tell({"done": True})
+        _send(self._socket, {"done": True})
 
     def _listen(self) -> None:
         message = next(_messages(self._socket), None)
-        if self._closed:
+        if self._closed or (message is not None and "done" in message):
             return
         if message is None:
             self.failure = Failure(0, "rank 0 ended without a word", vanished=True)
@@ -112,6 +115,8 @@ class _Watch:
         self._server = server
         self._token = token
         self._connections: list[socket.socket] = []
+        self._told: list[dict] = []
+        self._telling = threading.Lock()
         self._failures: Queue[Failure] = Queue()
 
     def run(self) -> None:
@@ -123,9 +128,14 @@ class _Watch:
                 failures.append(self._failures.get(timeout=max(0, deadline - time.monotonic())))
         # One that left no error was killed: that is a cause, never a consequence.
         cause = next((f for f in failures if f.vanished), failures[0])
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(asdict(cause)).encode() + b"\n")
+        self.tell(asdict(cause))
+
+    def tell(self, message: dict) -> None:
+        """Send it to all, and to those that arrive later."""
+        with self._telling:
+            self._told.append(message)
+            for connection in self._connections:
+                _send(connection, message)
 
     def _accept(self) -> None:
         while True:
@@ -139,13 +149,21 @@ class _Watch:
         if hello.get("token") != self._token:
             connection.close()
             return
-        self._connections.append(connection)
+        with self._telling:
+            self._connections.append(connection)
+            for message in self._told:
+                _send(connection, message)
         last = next(messages, None)
         if last is None:
             text = f"{hello['who']} ended without an error: killed, out of memory, or crashed"
             self._failures.put(Failure(hello["rank"], text, vanished=True))
         elif "text" in last:
             self._failures.put(Failure(hello["rank"], last["text"]))
+
+
+def _send(connection: socket.socket, message: dict) -> None:
+    with contextlib.suppress(OSError):  # the other end is gone, which its reader notices
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _messages(connection: socket.socket) -> Iterator[dict]:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 
+from aligndetr.utils.files import atomic_path
 from aligndetr.utils.signals import STOP_SIGNALS
 
 from .lifeline import COLLECT, GRACE, OTHER_RANK_FAILED
@@ -18,13 +19,22 @@ class RankFailedError(RuntimeError):
     """A process of the run failed; the message is its traceback, or how it ended."""
 
 
-def supervise(processes: list[BaseProcess], errors: SimpleQueue) -> None:
+def write_error(folder: str | os.PathLike, rank: int, text: str) -> None:
+    """Leave the traceback of a rank for its starter.
+
+    In a file and not in a pipe, where the end of a message that is cut short would never come.
+    """
+    with atomic_path(Path(folder) / str(rank)) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def supervise(processes: list[BaseProcess], errors: str | os.PathLike) -> None:
     """Wait until all have ended. If one fails, the others have `GRACE` seconds, then are killed.
 
     Args:
         processes: running, each in a process group of its own, so that a signal reaches them
             through this process only.
-        errors: holds (rank, traceback) of those that failed by themselves.
+        errors: folder with the tracebacks of those that failed by themselves (`write_error`).
 
     Raises:
         RankFailedError: one has failed.
@@ -32,9 +42,10 @@ def supervise(processes: list[BaseProcess], errors: SimpleQueue) -> None:
     """
     with _signals_passed_on_to(processes):
         killed = _wait(processes)
-    if not errors.empty():
-        rank, text = errors.get()
-        raise RankFailedError(f"rank {rank} failed:\n\n{text}")
+    written = sorted(Path(errors).glob("[0-9]*"), key=lambda path: path.stat().st_mtime_ns)
+    if written:
+        first = written[0]
+        raise RankFailedError(f"rank {first.name} failed:\n\n{first.read_text('utf-8')}")
     codes = set()
     for process in processes:
         code = process.exitcode
@@ -76,7 +87,10 @@ def _signals_passed_on_to(processes: list[BaseProcess]) -> Iterator[None]:
     def pass_on(signum: int, _frame: object) -> None:
         for process in processes:
             if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signum)
+                # Raised here, it would end up in what the signal has interrupted, which may be
+                # the look at the same process: its exit code would be lost.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
 
     earlier = {signum: signal.signal(signum, pass_on) for signum in STOP_SIGNALS}
     try:

@@ -1,13 +1,18 @@
 """Several processes on the CPU: they equal one, and fail together."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -27,6 +32,7 @@ from aligndetr.engine import (
     lifeline,
     setup,
 )
+from aligndetr.engine.launch import TIMEOUT, _worker
 from aligndetr.utils.errors import NonFinitePredictionError
 from tests.engine.stand_in import Images, StandIn, arguments, stand_in_config
 
@@ -187,3 +193,33 @@ def test_signals_reach_every_process_and_their_exit_code_comes_back():
     with pytest.raises(SystemExit) as caught:
         launch(stop_together, 2, device="cpu")
     assert caught.value.code == 85
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_its_other_machine():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = (
+        "from aligndetr.engine import launch\n"
+        f"launch(print, 1, 2, 0, 'tcp://127.0.0.1:{port}', device='cpu')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    waiting = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    while True:  # until rank 0 listens
+        assert waiting.poll() is None
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(60) == 128 + signal.SIGINT
+
+
+def test_a_rank_whose_starter_is_gone_does_not_start(monkeypatch):
+    monkeypatch.setattr(os, "setpgrp", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        multiprocessing, "parent_process", lambda: Mock(**{"is_alive.return_value": False})
+    )
+    with pytest.raises(SystemExit) as caught:
+        _worker(0, [], "", (), "cpu", TIMEOUT, "")
+    assert caught.value.code == 1

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from aligndetr.engine.lifeline import _messages, _Watch
+from aligndetr.engine import lifeline
+from aligndetr.engine.lifeline import Lifeline, _messages, _Watch
 
 
 @pytest.fixture
@@ -41,3 +42,23 @@ def test_who_ends_without_a_word_has_vanished(ends):
     failure = watch._failures.get_nowait()
     assert (failure.rank, failure.vanished) == (3, True)
     assert failure.text.startswith("rank 3 ended without an error")
+
+
+def test_who_arrives_late_hears_what_was_told(ends):
+    watch = _Watch(ends[1], "token")
+    watch.tell({"rank": 1})
+    ends[0].sendall(b'{"token": "token", "rank": 0, "who": "rank 0"}\n{"done": true}\n')
+    watch._follow(ends[1])
+    assert next(_messages(ends[0])) == {"rank": 1}
+
+
+def test_the_end_of_rank_0_alarms_nobody_who_is_slow_to_close(ends, monkeypatch):
+    monkeypatch.setattr(lifeline, "_end_after", lambda _: pytest.fail("took the end for a failure"))
+    watch = _Watch(ends[1], "token")
+    watch._connections.append(ends[1])
+    slow = Lifeline.__new__(Lifeline)
+    slow.failure, slow._closed, slow._socket = None, False, ends[0]
+    watch.tell({"done": True})
+    ends[1].close()
+    slow._listen()
+    assert slow.failure is None

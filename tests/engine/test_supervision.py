@@ -10,7 +10,7 @@ from itertools import chain, repeat
 import pytest
 
 from aligndetr.engine import supervision
-from aligndetr.engine.supervision import RankFailedError, supervise
+from aligndetr.engine.supervision import RankFailedError, supervise, write_error
 
 
 def end(how):
@@ -35,10 +35,14 @@ def start(*hows):
     return processes
 
 
-def run(*hows):
-    processes = start(*hows)
-    supervise(processes, FORK.SimpleQueue())
-    return processes
+@pytest.fixture
+def run(tmp_path):
+    def run(*hows):
+        processes = start(*hows)
+        supervise(processes, tmp_path)
+        return processes
+
+    return run
 
 
 class HasCodeLate:
@@ -57,23 +61,23 @@ class HasCodeLate:
         return self.exitcode is None
 
 
-def test_all_is_well():
+def test_all_is_well(run):
     assert [process.exitcode for process in run(0, 0)] == [0, 0]
 
 
 @pytest.mark.parametrize(("hows", "code"), [((0, 75), 75), ((-signal.SIGINT, 0), 130)])
-def test_an_exit_code_of_their_own_is_the_runs(hows, code):
+def test_an_exit_code_of_their_own_is_the_runs(hows, code, run):
     with pytest.raises(SystemExit) as caught:
         run(*hows)
     assert caught.value.code == code
 
 
-def test_a_process_that_was_killed_is_named():
+def test_a_process_that_was_killed_is_named(run):
     with pytest.raises(RankFailedError, match="was ended by SIGKILL; .* memory ran out"):
         run(0, -signal.SIGKILL)
 
 
-def test_one_that_does_not_end_when_another_has_failed_is_killed(monkeypatch):
+def test_one_that_does_not_end_when_another_has_failed_is_killed(run, monkeypatch):
     monkeypatch.setattr(supervision, "GRACE", 0.2)
     monkeypatch.setattr(supervision, "COLLECT", 0.0)
     start = time.monotonic()
@@ -84,11 +88,36 @@ def test_one_that_does_not_end_when_another_has_failed_is_killed(monkeypatch):
     assert caught.value.code == 9
 
 
-def test_an_exit_code_that_comes_after_the_end_is_seen(monkeypatch):
+def test_an_exit_code_that_comes_after_the_end_is_seen(monkeypatch, tmp_path):
     monkeypatch.setattr(supervision, "GRACE", 0.2)
     monkeypatch.setattr(supervision, "COLLECT", 0.0)
     hangs, failed = start("hang", 3)
     begin = time.monotonic()
     with pytest.raises(SystemExit):
-        supervise([hangs, HasCodeLate(failed)], FORK.SimpleQueue())
+        supervise([hangs, HasCodeLate(failed)], tmp_path)
     assert time.monotonic() - begin < 30
+
+
+def test_a_signal_while_the_end_is_noted_loses_no_exit_code(monkeypatch, tmp_path):
+    waitpid = os.waitpid
+
+    def interrupted(pid, options):
+        answer = waitpid(pid, options)
+        if answer[0] == pid:  # the system has forgotten the process, and Python not yet
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    processes = start(3)
+    monkeypatch.setattr(os, "waitpid", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        supervise(processes, tmp_path)
+    assert caught.value.code == 3
+
+
+def test_the_error_that_was_written_first_counts(tmp_path):
+    write_error(tmp_path, 3, "the cause")
+    write_error(tmp_path, 0, "a consequence")
+    os.utime(tmp_path / "3", (1, 1))
+    (tmp_path / ".1.cut_short").mkdir()  # of a rank that was killed while it wrote
+    with pytest.raises(RankFailedError, match="^rank 3 failed:\n\nthe cause$"):
+        supervise([], tmp_path)
