@@ -24,6 +24,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    """Servers that tests start are on this machine, whatever proxy the environment names."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+
+@pytest.fixture(autouse=True)
 def default_attention(monkeypatch):
     """Runs and Predictors choose the process's default attention; no test hands it to the next."""
     monkeypatch.setattr(functional, "_default_backend", "auto")

@@ -69,7 +69,8 @@ def copy_of_the_tree(folder: Path) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, copy / name)
+            # Other tests may be writing there.
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, copy)
     return copy

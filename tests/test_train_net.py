@@ -45,7 +45,7 @@ def train_net(*args, config=CONFIG, fails=False):
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     printed = result.stdout + result.stderr
     assert (result.returncode != 0) == fails, printed

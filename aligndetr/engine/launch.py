@@ -4,8 +4,10 @@ detectron2's `launch` takes NCCL wherever a GPU is present; here the device deci
 `train.device=cpu` runs on any machine. Under torchrun and srun the processes are there already.
 """
 
+import contextlib
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -73,7 +75,7 @@ def launch(
         main_func(*args)
         return
     if dist_url == "auto":
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+        dist_url = f"tcp://127.0.0.1:{free_port()}"
     places = [
         Place(
             rank=machine_rank * num_processes + local_rank,
@@ -110,10 +112,13 @@ def check_machines(num_machines: int, machine_rank: int, dist_url: str) -> None:
         )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Drawn from those that no system gives out by itself: it is bound seconds later."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _worker(local_rank: int, places: list[Place], *rest: Any) -> None:

@@ -169,5 +169,7 @@ def run_in_process(folder, resume=False, num_workers=0, **countdown) -> int:
     context.set_forkserver_preload(["tests.engine.resumable"])
     process = context.Process(target=_process, args=(str(folder), resume, num_workers, countdown))
     process.start()
-    process.join(120)
+    process.join(400)
+    process.kill()  # if it still runs
+    process.join()
     return process.exitcode

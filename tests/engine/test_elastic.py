@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from aligndetr.checkpoint import read_checkpoint
+from aligndetr.engine.launch import free_port
 from aligndetr.engine.torchrun_command import is_started_anew, note_command
 from tests.engine.stand_in import arguments
-from tests.engine.test_two_machines import PLACES, free_port
+from tests.engine.test_two_machines import PLACES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")

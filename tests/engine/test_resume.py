@@ -140,7 +140,7 @@ def _stop_and_resume(folder):
 
 
 def test_two_ranks_stop_for_a_signal_to_one_and_go_on_to_every_bit(tmp_path):
-    launch(_stop_and_resume, 2, args=(str(tmp_path),), device="cpu", timeout=timedelta(seconds=60))
+    launch(_stop_and_resume, 2, args=(str(tmp_path),), device="cpu", timeout=timedelta(seconds=300))
     assert (tmp_path / "stopped" / "model_0000004.pth").exists()
     assert not (tmp_path / "whole" / "model_0000004.pth").exists()
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
@@ -152,7 +152,7 @@ def _train_until_killed(folder, killed_at, resume=False):
 
 
 def test_two_ranks_of_which_one_is_killed_go_on_to_every_bit(tmp_path):
-    on_two = partial(launch, num_processes=2, device="cpu", timeout=timedelta(seconds=60))
+    on_two = partial(launch, num_processes=2, device="cpu", timeout=timedelta(seconds=300))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     on_two(_train_until_killed, args=(whole, None))
     with pytest.raises(RankFailedError, match="SIGKILL"):

@@ -79,7 +79,7 @@ def all_that_needs_two_ranks(folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_ranks")
-    timeout = timedelta(seconds=60)
+    timeout = timedelta(seconds=300)
     launch(all_that_needs_two_ranks, 2, args=(str(folder),), device="cpu", timeout=timeout)
     return folder
 

@@ -29,7 +29,7 @@ def restarted(tmp_path_factory):
         env=environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder, result.stdout + result.stderr

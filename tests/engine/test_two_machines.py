@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import torch
 
 from aligndetr.checkpoint import read_checkpoint
 from aligndetr.engine import RankFailedError, do_train, launch, setup
+from aligndetr.engine.launch import free_port
 from tests.engine import machine_script
 from tests.engine.stand_in import arguments, stand_in_config
 
@@ -29,12 +29,6 @@ def one_process(tmp_path_factory):
     setup(cfg, arguments())
     do_train(cfg)
     return folder
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
