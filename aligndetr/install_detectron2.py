@@ -82,7 +82,8 @@ def download(folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", encoding="utf-8")
     run(
-        *("pip", "download", "--no-deps", "--only-binary=:all:", "--python-version", "3.10"),
+        *("pip", "download", "--no-input", "--no-deps", "--only-binary=:all:"),
+        *("--python-version", "3.10"),
         *("--require-hashes", "--requirement", requirements, "--dest", folder),
         failure=f"cannot download {REQUIREMENT} with sha256 {SHA256}. Check the network and "
         f"pip's index settings, or install the official sources:\n    {OFFICIAL}\npip said:",
@@ -128,7 +129,7 @@ def drop_unwanted(tree: Path) -> None:
 
 
 def install(wheel: Path) -> None:
-    run("pip", "install", "--no-deps", wheel, failure=f"cannot install {wheel.name}:")
+    run("pip", "install", "--no-input", "--no-deps", wheel, failure=f"cannot install {wheel.name}:")
 
 
 def check_parts() -> None:
@@ -144,7 +145,8 @@ def check_parts() -> None:
 def run(*command: str | Path, failure: str) -> None:
     """Run `python -m command`; raise InstallError (`failure` and its output) if it fails."""
     words = [sys.executable, "-m", *map(str, command)]
-    result = subprocess.run(words, capture_output=True, text=True)
+    # Nobody would see it ask for an index's password.
+    result = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode:
         raise InstallError(f"{failure}\n{result.stderr.strip() or result.stdout.strip()}")
 

@@ -169,6 +169,21 @@ def test_what_an_uninstall_left_behind_does_not_count(tmp_path, monkeypatch):
     assert installer.installed_detectron2() is None
 
 
+@pytest.mark.parametrize("step", [installer.download, installer.install])
+def test_pip_asks_for_no_password(step, tmp_path, monkeypatch):
+    def run(command, **options):
+        calls.append((command, options.get("stdin")))
+        return subprocess.CompletedProcess(command, 1, "", "401")
+
+    calls = []
+    monkeypatch.setattr(installer.subprocess, "run", run)
+    with pytest.raises(installer.InstallError, match="401"):
+        step(tmp_path)
+    ((command, stdin),) = calls
+    assert "--no-input" in command
+    assert stdin == subprocess.DEVNULL
+
+
 def test_a_missing_tool_is_named(monkeypatch):
     monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(installer.InstallError, match="no package `pip`; run `python -m ensurepip"):

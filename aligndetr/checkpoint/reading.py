@@ -5,6 +5,7 @@ detectron2's model zoo (read by an unpickler that knows arrays and plain contain
 `array_pickle`).
 """
 
+import logging
 import os
 import zipfile
 import zlib
@@ -15,9 +16,10 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
-from iopath.common.file_io import file_lock, get_cache_dir
+from iopath.common.file_io import get_cache_dir
 
 from aligndetr.utils.downloads import download
+from aligndetr.utils.locks import lock
 
 from .array_pickle import load_arrays
 from .converted import Converted
@@ -32,6 +34,11 @@ PICKLE = b"\x80"  # how pickles of protocol 2 and later begin
 LOCAL_SCHEMES = {"", "file"}
 REMOTE_SCHEMES = {"detectron2", "http", "https"}
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
+
+LOCK_WAIT = 3600.0
+"""Seconds for another process to download the same file."""
+
+logger = logging.getLogger(__name__)
 
 
 def local_checkpoint(path: str) -> str:
@@ -73,7 +80,9 @@ def _download(url: str) -> str:
     place = os.path.normpath(f"{host}/{unquote(address.path)}").lstrip("/")
     try:
         path = os.path.join(get_cache_dir(), place)
-        with file_lock(path):  # several processes of a machine may want it
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(f"{path}.lock", "a") as file:  # as detectron2 does, which may want it too
+            lock(file, lambda: logger.info("Another process downloads %r; waiting", url), LOCK_WAIT)
             return str(download(source, path))
     except (OSError, ValueError) as error:
         raise CheckpointError(

@@ -1,7 +1,9 @@
 """The index of a COCO json: mapped into memory, shared by ranks and workers."""
 
+import contextlib
 import json
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ class BadIndexError(ValueError):
 
 class CocoIndex:
     """An index, mapped: opening it takes milliseconds and no memory, whatever its size.
+
+    Opening sets the file's time of change, by which `index_files` knows that it is used.
 
     Args:
         path: written by `build_index`.
@@ -57,6 +61,8 @@ class CocoIndex:
             name: [_views(batch[name]) for batch in batches] for name in ("image", "annotations")
         }
         self._reads = 0
+        with contextlib.suppress(OSError):  # of somebody else's data
+            os.utime(path)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -4,21 +4,16 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from aligndetr.utils.files import atomic_path
 
-from .index_files import delete_json, first_writable, index_folders, last_use
+from .index_files import delete_json, first_writable, index_folders, is_long_ago, last_use
 
 FORMAT = "v2"
 """Part of what a name is made of: another way of converting gets other names."""
-
-KEPT_DAYS = 14
-"""How long a json stays that is out of date, after the last start with it: the training that was
-started then reads it in its first evaluation."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +26,8 @@ def converted_json(
     It lies in `.aligndetr` in `root` or, where nothing can be written, in the cache folder of the
     user. Its name changes with the paths, sizes and times of the sources, so no content has to be
     read to see that it is up to date. Processes that convert at the same time write the same.
-    Writing one deletes those of earlier states, with their indexes, `KEPT_DAYS` after their last
-    use.
+    Writing one deletes those of earlier states, with their indexes, `index_files.KEPT_DAYS`
+    after their last use.
 
     Args:
         root: of the data set.
@@ -62,7 +57,7 @@ def converted_json(
 def _delete_earlier(path: Path, pattern: str) -> None:
     """Those beside `path` whose names match and that no training may still need."""
     for other in path.parent.glob(pattern):
-        if other != path and last_use(other) < time.time() - KEPT_DAYS * 24 * 3600:
+        if other != path and is_long_ago(last_use(other)):
             delete_json(other)
 
 

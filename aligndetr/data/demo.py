@@ -98,11 +98,12 @@ def summarise_trees(root: str | Path) -> dict[str, SplitSummary]:
 
 def download_wheel(folder: str | Path) -> Path:
     """Download the wheel into `folder` with pip; nothing is built, installed or run."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     # The wheel is pure Python and only read as a zip, so this Python's version does not matter.
     command += ["--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check"]
     command += ["--dest", str(folder), REQUIREMENT]
-    result = subprocess.run(command, capture_output=True, text=True)
+    # Nobody would see it ask for an index's password.
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     wheels = sorted(Path(folder).glob("deepforest-*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         raise RuntimeError(

@@ -35,6 +35,10 @@ IMAGE_SAMPLE = 64
 LARGE = 64 << 20
 """Bytes of a json from which on indexing takes long enough to be announced aloud."""
 
+KEPT_DAYS = 14
+"""How long what is out of date stays after its last use: the training that was started with it
+opens it once more in each worker of its first evaluation."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -160,20 +164,25 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 
 
 def _write_stamp(folder: Path, json_file: Path, image_root: Path, stamp: dict[str, Any]) -> None:
-    """Also deletes the index of the json's last version, unless another stamp names it."""
-    path = _stamp_path(folder, json_file, image_root)
-    replaced = _read_stamp(path).get("index")
-    with atomic_path(path) as temporary:
+    """Also deletes indexes of earlier versions of the jsons whose time is over."""
+    with atomic_path(_stamp_path(folder, json_file, image_root)) as temporary:
         temporary.write_text(json.dumps(stamp))
-    _delete_unless_named(folder, replaced)
+    _delete_unused(folder)
 
 
-def _delete_unless_named(folder: Path, index: Any) -> None:
-    """Delete an index, by the name that a stamp had for it, if no stamp of `folder` names it."""
-    in_use = [_read_stamp(stamp).get("index") for stamp in folder.glob("*.stamp")]
-    if isinstance(index, str) and index not in in_use:
-        with contextlib.suppress(OSError):  # gone already, or Windows: another process has it open
-            (folder / Path(index).name).unlink()
+def _delete_unused(folder: Path) -> None:
+    """Delete the indexes that no stamp of `folder` names and nobody has opened for long."""
+    named = {str(_read_stamp(stamp).get("index")) for stamp in folder.glob("*.stamp")}
+    for index in folder.glob("v*-*.arrow"):
+        if index.name not in named:
+            with contextlib.suppress(OSError):  # gone already, or Windows: a process has it open
+                if is_long_ago(index.stat().st_mtime):  # `CocoIndex` sets it
+                    index.unlink()
+
+
+def is_long_ago(last_use: float) -> bool:
+    """Whether no training that was started then, in Unix time, is thought to need it still."""
+    return last_use < time.time() - KEPT_DAYS * 24 * 3600
 
 
 def last_use(json_file: Path) -> float:
@@ -186,14 +195,13 @@ def last_use(json_file: Path) -> float:
 
 
 def delete_json(json_file: Path) -> None:
-    """Delete a json that we have written, its stamps, and the indexes that they alone name."""
+    """Delete a json that we have written, its stamps, and the indexes that are no longer used."""
     stamps = _stamps_of(json_file)
-    indexes = [(stamp.parent, _read_stamp(stamp).get("index")) for stamp in stamps]
     for path in [json_file, *stamps]:
         with contextlib.suppress(OSError):
             path.unlink()
-    for folder, index in indexes:
-        _delete_unless_named(folder, index)
+    for folder in {stamp.parent for stamp in stamps}:
+        _delete_unused(folder)
 
 
 def _stamps_of(json_file: Path) -> list[Path]:

@@ -152,9 +152,20 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
         )
 
 
-def check_output_dir(output_dir: str, resume: bool) -> None:
-    """Raise a FileExistsError if a new training would overwrite checkpoints."""
-    if has_checkpoints(output_dir) and not resume:
+def check_output_dir(output_dir: str, resume: bool, fast_dev_run: bool = False) -> None:
+    """Raise a FileExistsError if a training would overwrite checkpoints of an earlier one.
+
+    A fast_dev_run is refused with --resume too: the next start would take the checkpoints for
+    its own and delete them.
+    """
+    if not has_checkpoints(output_dir):
+        return
+    if fast_dev_run:
+        raise FileExistsError(
+            f"`train.output_dir` (={output_dir!r}) holds checkpoints of a training; choose another "
+            "train.output_dir for a fast_dev_run"
+        )
+    if not resume:
         raise FileExistsError(
             f"`train.output_dir` (={output_dir!r}) holds checkpoints of an earlier training; add "
             "--resume to go on with it, or choose another train.output_dir"

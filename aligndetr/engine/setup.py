@@ -171,7 +171,8 @@ def check_run(cfg: DictConfig, args: argparse.Namespace) -> None:
         check_batch_size(cfg.dataloader.train.total_batch_size, args.num_gpus * args.num_machines)
         set_length(cfg, args.opts)
         args.resume = args.resume or is_started_anew(cfg.train.output_dir, args)
-        check_output_dir(cfg.train.output_dir, args.resume)
+        rehearsal = cfg.train.fast_dev_run.enabled
+        check_output_dir(cfg.train.output_dir, args.resume, rehearsal)
     elif not cfg.train.init_checkpoint:
         raise ValueError(
             "--eval-only needs trained weights, but `train.init_checkpoint` is empty; give "

@@ -5,6 +5,7 @@ The training is a program of its own: it saves a checkpoint when it gets SIGUSR1
 processes stop together.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -62,7 +63,8 @@ class TrainingJob:
         if self._process is not None:
             self._process.send_signal(signal.SIGUSR1)
             # Not `wait`: the handler has interrupted that, and it holds a lock.
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ChildProcessError):  # it has ended, and `wait` has seen it
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(TrainingJob([*without_resume(self.command), "--resume"]))
 
     def __getstate__(self) -> dict:

@@ -206,13 +206,25 @@ def start_mlflow(
         run_id = id_file.read_text(encoding="utf-8")
         client.update_run(run_id, status="RUNNING")
         return MlflowWriter(client, run_id)
-    experiment = client.get_experiment_by_name(experiment_name)
-    experiment_id = experiment.experiment_id if experiment else None
-    experiment_id = experiment_id or client.create_experiment(experiment_name)
-    run_id = client.create_run(experiment_id, run_name=run_name or None).info.run_id
+    run_id = client.create_run(
+        _experiment_id(client, experiment_name), run_name=run_name or None
+    ).info.run_id
     client.log_text(run_id, config, "config.yaml")
     _remember(id_file, run_id)
     return MlflowWriter(client, run_id)
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    """Of the experiment of this name, which is made if it is new."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name)
+        except Exception:  # another run that has just started may have made it
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
 
 
 def _remember(id_file: Path, run_id: str) -> None:

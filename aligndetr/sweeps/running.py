@@ -181,16 +181,22 @@ def _wait_for(command: list[str]) -> int:
     Raises:
         SystemExit: a signal has come to us or stopped it, so nothing may follow.
     """
-    process = subprocess.Popen(command)
-    received = []
+    process = None
+    received, early = [], []
 
     def forward(number, _frame):
         received.append(number)
-        if number != signal.SIGINT:  # a terminal sends Ctrl-C to both of us
+        if process is None:
+            early.append(number)
+        elif number != signal.SIGINT:  # a terminal sends Ctrl-C to both of us
             process.send_signal(number)
 
+    # Before it starts: a signal that ended us in between would leave it running alone.
     earlier = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
+        process = subprocess.Popen(command)
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     finally:
         for number, handler in earlier.items():

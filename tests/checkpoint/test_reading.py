@@ -5,6 +5,7 @@ import pickle
 import zipfile
 
 import numpy as np
+import portalocker
 import pytest
 import torch
 
@@ -161,6 +162,25 @@ def test_failed_download_names_url_and_remedy(monkeypatch):
 
     monkeypatch.setattr("aligndetr.checkpoint.reading.download", offline)
     with pytest.raises(CheckpointError, match=r"detectron2://R-50.*no route.*init_checkpoint"):
+        local_checkpoint("detectron2://R-50.pkl")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (portalocker.LockException("no locks available"), "no locks available"),
+        (portalocker.AlreadyLocked(), "another process has held"),
+    ],
+)
+def test_a_cache_that_cannot_be_locked_is_a_failed_download(error, reason, tmp_path, monkeypatch):
+    def refuse(file, flags):
+        raise error
+
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr("portalocker.lock", refuse)
+    monkeypatch.setattr("portalocker.portalocker.lock", refuse)
+    monkeypatch.setattr("aligndetr.checkpoint.reading.LOCK_WAIT", 0.0, raising=False)
+    with pytest.raises(CheckpointError, match=f"R-50.*{reason}.*init_checkpoint"):
         local_checkpoint("detectron2://R-50.pkl")
 
 

@@ -248,24 +248,51 @@ def test_the_second_start_reads_no_json(tiny, builds, monkeypatch, caplog):
     assert first.path.parent == tiny[0].parent / ".aligndetr"
 
 
-def test_a_changed_json_is_indexed_anew_and_the_old_index_goes(tiny, builds):
-    json_file, images = tiny
-    old, status = open_index(*tiny), json_file.stat()
+def edit(json_file, name):
     content = json.loads(json_file.read_text())
-    content["categories"][0]["name"] = "bush"  # as many characters
+    content["categories"][0]["name"] = name
     json_file.write_text(json.dumps(content))
+
+
+def test_a_changed_json_is_indexed_anew(tiny, builds):
+    json_file, images = tiny
+    open_index(*tiny)
+    status = json_file.stat()
+    edit(json_file, "bush")  # as many characters
     os.utime(json_file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert json_file.stat().st_size == status.st_size
     assert open_index(json_file, images).info.categories[-1] == [90, "bush"]
     assert len(builds) == 2
-    assert not old.path.exists()
-    assert old.annotations(0)  # whoever has it open keeps it
+
+
+def test_a_training_opens_the_index_it_was_started_with_when_the_json_has_changed(tiny):
+    """As workers do that are spawned for its first evaluation."""
+    dataset = pickle.dumps(CocoDataset(open_index(*tiny), tiny[1]))
+    edit(tiny[0], "bush")
+    open_index(*tiny)
+    assert pickle.loads(dataset)[0]["annotations"]
+
+
+def test_an_old_index_goes_when_it_has_not_been_opened_for_long(tiny):
+    indexes = [open_index(*tiny)]
+    for name in ("bush", "herb"):
+        edit(tiny[0], name)
+        indexes.append(open_index(*tiny))
+    for index in indexes:
+        os.utime(index.path, (0, 0))
+    CocoIndex(indexes[1].path)
+    edit(tiny[0], "fern")
+    assert set(hidden(tiny[0], "*.arrow")) == {index.path for index in indexes}
+    last = open_index(*tiny)
+    assert set(hidden(tiny[0], "*.arrow")) == {indexes[1].path, last.path}
+    assert indexes[0].annotations(0)  # whoever has it open keeps it
 
 
 def test_an_index_of_an_older_version_is_replaced_without_a_warning(tiny, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(index_files, "FORMAT", "v0")
         old = open_index(*tiny).path
+    os.utime(old, (0, 0))
     assert open_index(*tiny).path != old
     assert not old.exists()
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

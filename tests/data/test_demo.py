@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import subprocess
 import zipfile
 
 import numpy as np
@@ -215,6 +216,20 @@ def test_failed_download_says_what_pip_said(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "REQUIREMENT", "deepforest==not a version")
     with pytest.raises(RuntimeError, match=r"(?s)--wheel"):
         demo.download_wheel(tmp_path)
+
+
+def test_pip_asks_for_no_password(tmp_path, monkeypatch):
+    def run(command, **options):
+        calls.append((command, options.get("stdin")))
+        return subprocess.CompletedProcess(command, 1, "", "401")
+
+    calls = []
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    with pytest.raises(RuntimeError, match="401"):
+        demo.download_wheel(tmp_path)
+    ((command, stdin),) = calls
+    assert "--no-input" in command
+    assert stdin == subprocess.DEVNULL
 
 
 def test_a_wheel_that_is_not_there_is_named(tmp_path):

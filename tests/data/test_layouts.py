@@ -165,7 +165,7 @@ def test_jsons_of_earlier_labels_go_with_their_indexes_after_their_time(yolo):
     files = hidden_files(yolo)
     assert [len(paths) for paths in files.values()] == [4, 4, 4]  # a training may need them
 
-    make_old([*files[".json"], *files[".stamp"]])
+    make_old([path for paths in files.values() for path in paths])
     load("train", yolo)  # an old state, but in use
     edit(4)
     after = hidden_files(yolo)

@@ -176,6 +176,19 @@ def test_overwriting_checkpoints_is_refused(cfg, tmp_path, name):
     assert (tmp_path / "output" / name).read_text() == "precious"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_fast_dev_run_is_kept_from_the_checkpoints_of_a_training(cfg, tmp_path, resume):
+    """Its config.yaml would mark them as its own, which the next start deletes."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last_checkpoint").touch()
+    (tmp_path / "output" / "config.yaml").write_text("train: {fast_dev_run: {enabled: false}}")
+    cfg.train.fast_dev_run.enabled = True
+    with pytest.raises(FileExistsError, match=r"another train\.output_dir for a fast_dev_run$"):
+        check_run(cfg, arguments(resume=resume))
+    (tmp_path / "output" / "config.yaml").write_text("train: {fast_dev_run: {enabled: true}}")
+    check_run(cfg, arguments(resume=resume))  # those of another fast_dev_run are free
+
+
 def test_checkpoints_beside_a_config_that_nobody_can_read_are_no_rehearsals(cfg, tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "last_checkpoint").touch()

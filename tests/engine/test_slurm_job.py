@@ -1,6 +1,7 @@
 """A training as a job of submitit: ranks, requeueing, failure; on this machine."""
 
 import os
+import subprocess
 import sys
 import time
 
@@ -68,6 +69,15 @@ def test_a_training_that_fails_fails_its_job(tmp_path, monkeypatch):
 def test_resume_is_asked_for_once():
     command = TrainingJob(["train", "--resume", "x"]).checkpoint().function.command
     assert command == ["train", "x", "--resume"]
+
+
+def test_a_warning_that_comes_when_the_training_has_just_ended_still_puts_the_job_back():
+    job = TrainingJob(["train"])
+    job._process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitpid(job._process.pid, 0)  # inside `wait`, which has not returned yet
+    assert job.checkpoint().function.command == ["train", "--resume"]
+    job._process.wait()  # and when it has
+    assert job.checkpoint().function.command == ["train", "--resume"]
 
 
 def test_the_script_of_slurm_asks_for_what_was_asked(tmp_path, monkeypatch):

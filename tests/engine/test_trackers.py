@@ -1,6 +1,8 @@
 """Weights & Biases and MLflow get what metrics.json gets."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.events import EventStorage
@@ -10,6 +12,7 @@ from aligndetr.engine.trackers import (
     MlflowWriter,
     WandbWriter,
     new_scalars,
+    start_mlflow,
     start_trackers,
 )
 from tests.engine.stand_in import arguments, stand_in_config
@@ -116,6 +119,37 @@ def test_mlflow_gets_metrics_and_goes_on_after_a_resume(tmp_path, monkeypatch):
     assert [(metric.step, metric.value) for metric in history] == [(3, 2.0), (5, 3.0)]
     assert "bbox/AP-side walk _left_" in run.data.metrics
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+class TwoRuns:
+    """A server whose experiment another run makes between our question and our request."""
+
+    def __init__(self, uri, answers):
+        self.answers = answers  # to `get_experiment_by_name`
+
+    def get_experiment_by_name(self, name):
+        return self.answers.pop(0)
+
+    def create_experiment(self, name):
+        raise RuntimeError(f"Experiment(name={name}) already exists")
+
+    def create_run(self, experiment_id, run_name):
+        return SimpleNamespace(info=SimpleNamespace(run_id=f"run of {experiment_id}"))
+
+    def log_text(self, run_id, text, file):
+        pass
+
+
+def test_two_runs_may_make_the_same_experiment_of_mlflow(tmp_path, monkeypatch):
+    def start(answers):
+        stub = SimpleNamespace(MlflowClient=lambda uri: TwoRuns(uri, answers))
+        monkeypatch.setitem(sys.modules, "mlflow", stub)
+        start_mlflow(config="", id_file=tmp_path / "id")
+
+    with pytest.raises(RuntimeError, match="already exists"):  # what it is raised for stays
+        start([None, None])
+    start([None, SimpleNamespace(experiment_id="7")])
+    assert (tmp_path / "id").read_text() == "run of 7"
 
 
 def test_mlflow_writes_one_batch_per_iteration():
