@@ -24,6 +24,7 @@ from .coco_dataset import CocoDataset
 from .corrupt_images import ReplaceCorruptImages
 from .records import Records
 from .train_loader import TrainLoader
+from .worker_loader import WorkerLoader
 from .worker_signals import leave_signals_to_parent
 
 
@@ -124,7 +125,7 @@ def build_detection_test_loader(
     """
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
-    return DataLoader(
+    return WorkerLoader(
         MapDataset(dataset, mapper),
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)),

@@ -1,0 +1,74 @@
+"""Data loading workers end with their parent, and with nothing else."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from aligndetr.data import build_detection_test_loader, build_detection_train_loader
+
+
+def loaders(mapper):
+    """One of each kind, with one worker, over ten images."""
+    arguments = {"mapper": mapper, "num_workers": 1}
+    dataset = [{"n": n, "width": 4, "height": 3} for n in range(10)]
+    return {
+        "train": build_detection_train_loader(dataset, total_batch_size=2, seed=3, **arguments),
+        "test": build_detection_test_loader(dataset, batch_size=2, **arguments),
+    }
+
+
+@pytest.fixture
+def start_by():
+    """Sets how workers are started."""
+    earlier = multiprocessing.get_start_method(allow_none=True)
+    yield lambda method: multiprocessing.set_start_method(method, force=True)
+    multiprocessing.set_start_method(earlier, force=True)
+
+
+def signal_oneself(sample=None):
+    """As a scheduler does that signals all processes of a job."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def arrive():
+    """In a worker that is spawned, while it begins: a library is imported that starts a thread."""
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    signal_oneself()
+    return SignalOneself()
+
+
+class SignalOneself:
+    def __call__(self, sample):
+        return signal_oneself(sample)
+
+    def __reduce__(self):
+        return arrive, ()
+
+
+# By spawn only one of them, which takes seconds to import torch.
+@pytest.mark.parametrize(
+    ("kind", "method"), [("train", "fork"), ("test", "fork"), ("train", "spawn")]
+)
+def test_workers_outlive_signals_meant_for_the_run_but_not_those_of_their_parent(
+    kind, method, start_by
+):
+    start_by(method)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    batches = iter(loaders(SignalOneself())[kind])
+    pids = {pid for _ in range(4) for pid in next(batches)}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert len(pids) == 1
+    (worker,) = (p for p in multiprocessing.active_children() if p.pid in pids)
+    for _ in range(10):  # one may meet the worker's own in the queue, see worker_signals.py
+        worker.terminate()
+        worker.join(1)
+        if worker.exitcode is not None:
+            break
+    assert worker.exitcode == 0
