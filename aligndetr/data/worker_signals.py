@@ -10,10 +10,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 from aligndetr.utils.signals import STOP_SIGNALS
 
-SENDER_IS_KNOWN = hasattr(signal, "sigwaitinfo")  # not on macOS and Windows
+SENDER_IS_KNOWN = hasattr(signal, "sigtimedwait")  # not on macOS and Windows
+CHECK_PARENT = 1.0
+"""Seconds after which a worker looks whether its parent is still there."""
 
 
 @contextlib.contextmanager
@@ -48,10 +51,16 @@ def leave_signals_to_parent(_worker_id: int = 0) -> None:
     parent = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
     assert parent is not None, "a worker has one"
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_told_by, args=(parent.pid,), daemon=True).start()
+    threading.Thread(target=_end_when_told_by, args=(parent,), daemon=True).start()
 
 
-def _end_when_told_by(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _end_when_told_by(parent: BaseProcess) -> None:
+    # Or when it is gone: what a worker has not sent then keeps it from an end of its own, as it
+    # holds the other end of the pipe itself. `is_alive` alone is not enough, since workers that
+    # were forked later hold what it looks at.
+    started_by = os.getppid()
+    while os.getppid() == started_by and parent.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, CHECK_PARENT)
+        if told is not None and told.si_pid == parent.pid:
+            break
     os._exit(0)

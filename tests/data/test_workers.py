@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,3 +74,33 @@ def test_workers_outlive_signals_meant_for_the_run_but_not_those_of_their_parent
         if worker.exitcode is not None:
             break
     assert worker.exitcode == 0
+
+
+KILLED_WHILE_ITS_WORKER_SENDS = """
+import multiprocessing, os, signal, time
+import torch
+from aligndetr.data import build_detection_train_loader
+
+multiprocessing.set_start_method("fork")
+dataset = [{"n": n, "width": 4, "height": 3} for n in range(10)]
+image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+batches = iter(build_detection_train_loader(
+    dataset, mapper=lambda _: image, total_batch_size=2, seed=3, num_workers=1
+))
+next(batches)
+time.sleep(1)  # more than a pipe holds is ready
+print("now", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_ends_after_a_parent_that_was_killed():
+    command = [sys.executable, "-c", KILLED_WHILE_ITS_WORKER_SENDS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        assert parent.stdout.readline() == b"now\n"
+        try:
+            parent.communicate(timeout=30)  # until the worker, which has the pipe too, has ended
+        except subprocess.TimeoutExpired:
+            os.killpg(parent.pid, signal.SIGKILL)
+            raise
+    assert parent.returncode == -signal.SIGKILL
