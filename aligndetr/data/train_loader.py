@@ -12,8 +12,7 @@ from detectron2.utils import comm
 
 from .draws import DrawnDataset, ShuffledIndices, batches_of_draws
 from .records import Records
-from .worker_loader import WorkerLoader
-from .worker_signals import leave_signals_to_parent
+from .worker_loader import WorkerLoader, start_worker
 from .worker_tensors import send_small_tensors_by_value
 
 logger = logging.getLogger(__name__)
@@ -130,7 +129,7 @@ class TrainLoader:
 
 
 def _start_worker(worker_id: int) -> None:
-    leave_signals_to_parent(worker_id)
+    start_worker(worker_id)
     send_small_tensors_by_value(worker_id)
 
 

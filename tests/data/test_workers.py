@@ -1,16 +1,21 @@
-"""Data loading workers end with their parent, and with nothing else."""
+"""Data loading workers end with their parent and with nothing else, and can always write."""
 
+import logging
 import multiprocessing
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from aligndetr.data import build_detection_test_loader, build_detection_train_loader
+from aligndetr.engine.console import ProgressBar
 
 
 def loaders(mapper):
@@ -104,3 +109,41 @@ def test_a_worker_ends_after_a_parent_that_was_killed():
             os.killpg(parent.pid, signal.SIGKILL)
             raise
     assert parent.returncode == -signal.SIGKILL
+
+
+def warn_and_log(sample):
+    warnings.warn("Corrupt EXIF data", stacklevel=1)
+    logging.getLogger("worker_test").warning("a line")
+    return sample["n"]
+
+
+@pytest.fixture
+def bar(monkeypatch):
+    """A progress bar on a terminal, through which also logs are written."""
+    monkeypatch.setenv("TERM", "xterm")
+    screen, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        logger = logging.getLogger("worker_test")
+        monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(stream)])
+        bar = ProgressBar()
+        bar.trainer = SimpleNamespace(max_iter=10, start_iter=0)
+        bar.before_train()
+        assert logger.handlers[0].stream is sys.stdout is not stream
+        yield bar
+        bar.after_train()
+    os.close(screen)
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_a_worker_may_be_forked_while_a_progress_bar_is_drawn(kind, bar, start_by):
+    start_by("fork")
+    taken = []
+    loader = loaders(warn_and_log)[kind]
+    thread = threading.Thread(target=lambda: taken.extend(next(iter(loader))), daemon=True)
+    with bar._progress.console._lock:  # which the thread that draws holds at times
+        thread.start()
+        thread.join(30)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    assert len(taken) == 2
