@@ -24,7 +24,7 @@ from .coco_dataset import CocoDataset
 from .corrupt_images import ReplaceCorruptImages
 from .records import Records
 from .train_loader import TrainLoader
-from .worker_signals import leave_signals_to_parent
+from .worker_loader import WorkerLoader, start_worker
 
 
 def build_detection_train_loader(
@@ -124,7 +124,7 @@ def build_detection_test_loader(
     """
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
-    return DataLoader(
+    return WorkerLoader(
         MapDataset(dataset, mapper),
         batch_size=batch_size,
         sampler=InferenceSampler(len(dataset)),
@@ -133,7 +133,7 @@ def build_detection_test_loader(
         # torch refuses both without workers.
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=start_worker,
         pin_memory=_is_cuda(device),
     )
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
 
 from .draws import DrawnDataset, ShuffledIndices, batches_of_draws
 from .records import Records
-from .worker_signals import leave_signals_to_parent
+from .worker_loader import WorkerLoader, start_worker
 from .worker_tensors import send_small_tensors_by_value
 
 logger = logging.getLogger(__name__)
@@ -68,8 +67,8 @@ class TrainLoader:
         self._batches_taken = 0
 
     def __iter__(self) -> Iterator[list[Any]]:
-        # Sampling goes on in this process, in order; DataLoader keeps that order.
-        loader = DataLoader(
+        # Sampling goes on in this process, in order; the loader keeps that order.
+        loader = WorkerLoader(
             DrawnDataset(self.dataset, self.mapper, self.seed),
             sampler=itertools.chain.from_iterable(self._remaining_batches()),
             batch_size=None,
@@ -130,7 +129,7 @@ class TrainLoader:
 
 
 def _start_worker(worker_id: int) -> None:
-    leave_signals_to_parent(worker_id)
+    start_worker(worker_id)
     send_small_tensors_by_value(worker_id)
 
 

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from aligndetr.utils.log_handlers import stream_handlers
+
 FORMATS = {
     "bbox/AP": "AP: {:.2f}",
     "ema/bbox/AP": "AP of EMA: {:.2f}",
@@ -92,7 +94,7 @@ class ProgressBar(HookBase):
             "training", total=trainer.max_iter, completed=trainer.start_iter, loss=""
         )
         self._progress.start()  # replaces sys.stdout
-        for handler in _stream_handlers():
+        for handler in stream_handlers():
             if handler.stream is terminal:
                 handler.setStream(sys.stdout)
                 self._redirected.append(handler)
@@ -107,9 +109,3 @@ class ProgressBar(HookBase):
         for handler in self._redirected:
             handler.setStream(self._terminal)
         self._progress.stop()
-
-
-def _stream_handlers() -> list[logging.StreamHandler]:
-    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    found = [h for log in loggers if isinstance(log, logging.Logger) for h in log.handlers]
-    return [h for h in found if isinstance(h, logging.StreamHandler)]

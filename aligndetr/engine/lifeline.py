@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from queue import Empty, Queue
@@ -33,6 +34,8 @@ GRACE = 15.0
 ANSWER = 3 * COLLECT
 OTHER_RANK_FAILED = 71
 """Exit code of processes that end because another has failed."""
+_SOCKETS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+"""Those of this process."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ class Lifeline:
         address = None
         if comm.is_main_process():
             server = socket.create_server(("" if several_machines else "127.0.0.1", 0))
+            _SOCKETS.add(server)
             address = (server.getsockname()[1], secrets.token_hex(16))
             self._watch = _Watch(server, address[1])
             _in_background(self._watch.run)
         port, token = next(a for a in comm.all_gather(address) if a is not None)
         self._socket = socket.create_connection((host, port), timeout=30)
         self._socket.settimeout(None)
+        _SOCKETS.add(self._socket)
         _keep_alive(self._socket)
         who = f"rank {comm.get_rank()} (process {os.getpid()} on {socket.gethostname()})"
         _send(self._socket, {"token": token, "rank": comm.get_rank(), "who": who})
@@ -140,6 +145,7 @@ class _Watch:
     def _accept(self) -> None:
         while True:
             connection, _ = self._server.accept()
+            _SOCKETS.add(connection)
             _keep_alive(connection)
             _in_background(self._follow, connection)
 
@@ -164,6 +170,17 @@ class _Watch:
 def _send(connection: socket.socket, message: dict) -> None:
     with contextlib.suppress(OSError):  # the other end is gone, which its reader notices
         connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: a connection ends when no process holds it any more."""
+    for connection in _SOCKETS:
+        if connection.fileno() >= 0:  # else closed
+            os.close(connection.detach())  # `close` would wait for who reads from it
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _messages(connection: socket.socket) -> Iterator[dict]:

@@ -2,10 +2,6 @@
 
 import itertools
 import logging
-import multiprocessing
-import os
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -161,24 +157,3 @@ def test_while_a_batch_is_used_workers_prepare_the_next(
     )  # fmt: skip
     next(iter(loader))
     assert len(drawn) == batch_size + ahead
-
-
-def signal_oneself(sample):
-    """As a scheduler does that signals all processes of a job."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        os.kill(os.getpid(), number)
-    time.sleep(0.05)
-    return os.getpid()
-
-
-def test_workers_outlive_signals_meant_for_the_run_but_not_those_of_their_parent():
-    batches = iter(make_loader(mapper=signal_oneself, num_workers=1))
-    pids = {pid for _ in range(4) for pid in next(batches)}
-    assert len(pids) == 1
-    (worker,) = (p for p in multiprocessing.active_children() if p.pid in pids)
-    for _ in range(10):  # one may meet the worker's own in the queue, see worker_signals.py
-        worker.terminate()
-        worker.join(1)
-        if worker.exitcode is not None:
-            break
-    assert worker.exitcode == 0

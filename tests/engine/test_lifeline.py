@@ -1,8 +1,13 @@
 """What arrives at rank 0 from the processes of a run, and from anybody else."""
 
+import multiprocessing
+import os
+import signal
 import socket
+import time
 
 import pytest
+from detectron2.utils import comm
 
 from aligndetr.engine import lifeline
 from aligndetr.engine.lifeline import Lifeline, _messages, _Watch
@@ -62,3 +67,32 @@ def test_the_end_of_rank_0_alarms_nobody_who_is_slow_to_close(ends, monkeypatch)
     ends[1].close()
     slow._listen()
     assert slow.failure is None
+
+
+def die_before_a_child(port):
+    """As rank 1 that has a data loading worker."""
+    os.setsid()
+    comm.is_main_process = lambda: False
+    comm.all_gather = lambda _: [(port, "token")]
+    Lifeline("127.0.0.1", several_machines=False)
+    if os.fork() == 0:
+        time.sleep(600)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_forked_child_does_not_hide_that_its_parent_has_vanished():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        port = server.getsockname()[1]
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=die_before_a_child, args=(port,))
+        process.start()
+        connection, _ = server.accept()
+    with connection:
+        connection.settimeout(30)
+        try:
+            while connection.recv(1000):  # until it has ended
+                pass
+        finally:
+            process.join()
+            os.killpg(process.pid, signal.SIGKILL)
