@@ -113,7 +113,7 @@ def check_machines(num_machines: int, machine_rank: int, dist_url: str) -> None:
 
 
 def free_port() -> int:
-    """Drawn from those that no system gives out by itself: it is bound seconds later."""
+    """Drawn from those that systems do not hand out by default: it is bound seconds later."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with contextlib.suppress(OSError), socket.socket() as probe:

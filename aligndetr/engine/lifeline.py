@@ -35,7 +35,7 @@ ANSWER = 3 * COLLECT
 OTHER_RANK_FAILED = 71
 """Exit code of processes that end because another has failed."""
 _SOCKETS: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-"""Those of this process."""
+"""All lifelines' sockets of this process, for forked children to close."""
 
 
 @dataclass(frozen=True)

@@ -206,9 +206,8 @@ def start_mlflow(
         run_id = id_file.read_text(encoding="utf-8")
         client.update_run(run_id, status="RUNNING")
         return MlflowWriter(client, run_id)
-    run_id = client.create_run(
-        _experiment_id(client, experiment_name), run_name=run_name or None
-    ).info.run_id
+    experiment_id = _experiment_id(client, experiment_name)
+    run_id = client.create_run(experiment_id, run_name=run_name or None).info.run_id
     client.log_text(run_id, config, "config.yaml")
     _remember(id_file, run_id)
     return MlflowWriter(client, run_id)

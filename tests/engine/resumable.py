@@ -170,6 +170,8 @@ def run_in_process(folder, resume=False, num_workers=0, **countdown) -> int:
     process = context.Process(target=_process, args=(str(folder), resume, num_workers, countdown))
     process.start()
     process.join(400)
-    process.kill()  # if it still runs
-    process.join()
+    if process.is_alive():  # not to be taken for the kill that a test waits for
+        process.kill()
+        process.join()
+        raise AssertionError("the training has not ended within 400 s")
     return process.exitcode
