@@ -11,6 +11,8 @@ import torch
 import yaml
 
 from aligndetr.cli import train
+from aligndetr.engine import lock_output_dir
+from tests.engine.stand_in import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data_files" / "coco_tiny"
@@ -128,6 +130,14 @@ def test_a_second_run_does_not_overwrite_but_resume_goes_on(trained, monkeypatch
     assert "--resume" in error_of(monkeypatch, *arguments)
     train_net("--resume", *arguments)
     assert sorted(losses(folder)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("aligndetr.engine.output_lock.WAIT", 0.1)
+    with lock_output_dir(str(tmp_path), arguments()):
+        error = error_of(monkeypatch, *SMALL, f"train.output_dir={tmp_path}")
+    assert error.startswith("error: another training")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_two_processes_on_the_cpu(tmp_path):

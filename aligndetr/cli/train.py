@@ -27,12 +27,14 @@ def main(doc: str | None = __doc__, eval_only: bool = False) -> None:
         engine.adopt_place(args)
         cfg = apply_overrides(load_config(args.config_file), args.opts)
         engine.rehearse(cfg, args)
+        folder = engine.lock_output_dir(cfg.train.output_dir, args)
     except (ValueError, OSError) as error:  # what the user can mend needs no traceback
         sys.exit(f"error: {error}" if engine.speaks_for_machine() else 1)
-    engine.launch(
-        run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,),
-        device=cfg.train.device,
-    )  # fmt: skip
+    with folder:
+        engine.launch(
+            run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,),
+            device=cfg.train.device,
+        )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from .build import build_model, build_optimizer, create_ddp_model
 from .ema import ModelEMA
 from .launch import launch
 from .optim import backbone_lr_factor
+from .output_lock import lock_output_dir
 from .place import adopt_place, speaks_for_machine
 from .schedule import cosine_lr, multi_step_lr
 from .setup import check_run, setup
@@ -30,6 +31,7 @@ __all__ = [
     "do_train",
     "launch",
     "load_trained",
+    "lock_output_dir",
     "multi_step_lr",
     "rehearse",
     "setup",
