@@ -45,6 +45,8 @@ class BaselineCriterion(nn.Module):
             weights = self.settings.weight_table[index]
             losses |= self._losses_of(suffix, layer, targets, indices, num_boxes, weights)
 
+        if dn_metas is None:
+            return losses
         groups, group_size = dn_metas["dn_num"], dn_metas["single_padding"]
         known = dn_metas["output_known_lbs_bboxes"]
         for i, layer in enumerate([known, *known["aux_outputs"]]):

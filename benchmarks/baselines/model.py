@@ -54,12 +54,17 @@ class BaselineAlignDETR(nn.Module):
             logits, boxes, _, _ = self._predict(images, None, None, None)
             return self._detections(logits[-1], boxes[-1], images, batched_inputs)
         targets = self._targets(batched_inputs)
-        content, box_logits, mask, dn_metas = self._denoising(targets)
+        content = box_logits = mask = dn_metas = None
+        count = 0
+        if model.dn_number > 0:
+            content, box_logits, mask, dn_metas = self._denoising(targets)
+            count = dn_metas["dn_num"] * dn_metas["single_padding"]
         logits, boxes, enc_logits, enc_boxes = self._predict(images, content, box_logits, mask)
-        count = dn_metas["dn_num"] * dn_metas["single_padding"]
         outputs = _as_outputs(logits[:, :, count:], boxes[:, :, count:])
         outputs["enc_outputs"] = {"pred_logits": enc_logits, "pred_boxes": enc_boxes}
-        dn_metas["output_known_lbs_bboxes"] = _as_outputs(logits[:, :, :count], boxes[:, :, :count])
+        if dn_metas is not None:
+            denoised = _as_outputs(logits[:, :, :count], boxes[:, :, :count])
+            dn_metas["output_known_lbs_bboxes"] = denoised
         return model.criterion.weighted(self.criterion(outputs, targets, dn_metas))
 
     def _images(self, batched_inputs: list[dict]) -> ImageList:
