@@ -10,8 +10,8 @@ that of transformers, for deformable attention on the same tensors and for the w
 
 A training step is forward, backward, clipping and AdamW. Ours and the baseline's have denoising
 queries besides the 900 for matching; transformers' has none, and "fair" leaves out the baseline's.
-Peak memory is that of a process of
-its own after two steps. The baseline's step takes half a minute on two cores: choose parts.
+Peak memory is that of a process of its own after two steps. The baseline's step takes half a minute
+on two cores: choose parts.
 """
 
 import copy

@@ -1,5 +1,6 @@
 """The plain baselines of `benchmarks/` compute what the library computes, on the same weights."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -34,6 +35,19 @@ def test_a_criterion_that_differs_is_refused(monkeypatch):
 def test_model_equals_the_baseline(noise):
     model = golden_tiny_model(label_noise_ratio=noise, box_noise_scale=noise)
     verify_model(model, golden_tiny_batch())
+
+
+def test_without_denoising_model_and_baseline_have_the_same_losses():
+    model = golden_tiny_model(dn_number=0).double().train()
+    baseline = benchmarks.baselines.model.BaselineAlignDETR(copy.deepcopy(model)).train()
+    losses, expected = model(golden_tiny_batch()), baseline(golden_tiny_batch())
+    assert {"loss_class", "loss_giou_enc"} <= expected.keys()
+    for name, loss in losses.items():
+        if "_dn" in name:
+            assert loss == 0
+            assert name not in expected
+        else:
+            torch.testing.assert_close(loss, expected[name], rtol=1e-6, atol=1e-9)
 
 
 def test_a_model_that_differs_is_refused(monkeypatch):

@@ -54,8 +54,10 @@ def test_a_run_that_resumes_waits_for_the_end_of_one_that_was_killed(tmp_path, c
             lock_output_dir(str(tmp_path), arguments())
         caplog.clear()
         killing = "import sys, time, os; time.sleep(1); os.kill(int(sys.argv[1]), 9)"
-        subprocess.Popen([sys.executable, "-c", killing, str(first.pid)])
-        with lock_output_dir(str(tmp_path), arguments(resume=True)):
+        with (
+            subprocess.Popen([sys.executable, "-c", killing, str(first.pid)]),
+            lock_output_dir(str(tmp_path), arguments(resume=True)),
+        ):
             assert "waiting up to 120 s" in caplog.text
     finally:
         first.kill()
