@@ -115,7 +115,7 @@ def test_the_config_of_from_detrex_md_is_that_of_the_shipped_schedule(tmp_path):
     (tmp_path / "my_aligndetr.py").write_text(block, encoding="utf-8")
     mine, shipped = load_config(tmp_path / "my_aligndetr.py"), load_config(CONFIG)
     for cfg in (mine, shipped):  # how often and where is everybody's own
-        cfg.train.output_dir = cfg.dataloader.evaluator.output_dir = "out"
+        cfg.train.output_dir = "out"
         cfg.model.device = cfg.train.device
         cfg.dataloader.train.num_workers = 2
         cfg.train.log_period, cfg.train.checkpointer.period = 20, 5000

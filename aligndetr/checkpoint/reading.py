@@ -66,7 +66,7 @@ def local_checkpoint(path: str) -> str:
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"checkpoint {path!r} does not exist (looked in {os.path.abspath(path)!r}); correct "
-            '`train.init_checkpoint`, or set it to "" to start from random weights'
+            '`train.init_checkpoint`, or set it to "" to train from random weights'
         )
     return path
 
@@ -87,7 +87,7 @@ def _download(url: str) -> str:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {url!r} could not be downloaded ({error}). Download it elsewhere and set "
-            '`train.init_checkpoint` to the file, or set it to "" to start from random weights.'
+            '`train.init_checkpoint` to the file, or set it to "" to train from random weights.'
         ) from error
 
 

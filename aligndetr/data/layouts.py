@@ -76,6 +76,11 @@ def _first_existing(choices: list[Path], root: Path, split: str) -> Path:
     for path in choices:
         if path.exists():
             return path
+    if not root.is_dir():
+        raise DatasetError(
+            f"dataset.root={str(root)!r} is no folder (looked in {os.path.abspath(root)!r}); "
+            "correct it, or give json and images by their own keys"
+        )
     others = [f"{name}/{ROBOFLOW_NAME}" for name in ROBOFLOW_FOLDERS[split]] + [YAML_NAME]
     raise DatasetError(
         f"dataset.root={str(root)!r} is not in COCO layout: looked for "

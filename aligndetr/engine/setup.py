@@ -5,6 +5,7 @@
 
 import argparse
 import logging
+import os
 import platform
 import secrets
 from pathlib import Path
@@ -79,6 +80,13 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     logger.info("Rank %d of %d processes", rank, comm.get_world_size())
     logger.info("%s", describe_environment(cfg.train.device))
     logger.info("Command line: %s", args)
+    results_dir = OmegaConf.select(cfg, "dataloader.evaluator.output_dir")
+    if results_dir and os.path.abspath(results_dir) != os.path.abspath(output_dir):
+        logger.warning(
+            "Results of evaluations go to `dataloader.evaluator.output_dir` (=%r), all else to "
+            "`train.output_dir` (=%r); '${train.output_dir}' there keeps them together",
+            results_dir, output_dir,
+        )  # fmt: skip
     if goes_on:
         logger.info("torchrun has started this run before, so it resumes")
     if length_is_open and not args.eval_only:
@@ -191,6 +199,8 @@ def complete_config(cfg: DictConfig, args: argparse.Namespace) -> None:
     """
     if cfg.train.fast_dev_run.enabled:
         cfg.train.update(FAST_DEV_RUN)
+        if OmegaConf.select(cfg, "train.checkpointer.period", default=0) is None:
+            cfg.train.checkpointer.period = FAST_DEV_RUN["max_iter"]  # one file, at the end
         warmup = OmegaConf.select(cfg, "lr_multiplier.warmup_iters")
         if warmup is not None:
             cfg.lr_multiplier.warmup_iters = min(warmup, FAST_DEV_RUN["max_iter"] // 2)

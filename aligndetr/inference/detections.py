@@ -99,7 +99,15 @@ class Detections:
         Returns:
             bbox is [x, y, width, height] in pixels. There is category_name besides, which
             COCO's evaluation passes over.
+
+        Raises:
+            ValueError: there are not as many `category_ids` as classes.
         """
+        if category_ids is not None and len(category_ids) != len(self.class_names):
+            raise ValueError(
+                f"{len(category_ids)} `category_ids` for {len(self.class_names)} classes; give the "
+                f"data set's id of each, in this order: {', '.join(self.class_names)}"
+            )
         if image_id is None:
             image_id = 0 if self.file_name is None else self.file_name
         category_ids = range(len(self.class_names)) if category_ids is None else category_ids

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from aligndetr.data import DatasetError
-from aligndetr.engine import check_run
+from aligndetr.engine import check_run, setup
 from aligndetr.engine.checks import check_batch_size, check_device
 from aligndetr.engine.setup import complete_config, rank_seed, settle_seed
 from tests.engine.stand_in import arguments, stand_in_config
@@ -252,6 +252,25 @@ def test_fast_dev_run_is_short(cfg):
     cfg.train.fast_dev_run.enabled = True
     complete_config(cfg, arguments())
     assert (cfg.train.max_iter, cfg.train.eval_period, cfg.train.log_period) == (20, 10, 1)
+
+
+def test_a_fast_dev_run_saves_once_where_the_period_is_left_open(cfg):
+    cfg.train.fast_dev_run.enabled = True
+    cfg.train.checkpointer.period = None  # a tenth of 20 otherwise: ten files of R-50's size
+    check_run(cfg, arguments())
+    assert cfg.train.checkpointer.period == 20
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_results_that_go_to_another_folder_are_said(same, cfg, tmp_path):
+    folder = f"{tmp_path}/./output" if same else str(tmp_path / "other")
+    cfg.dataloader.evaluator = {
+        "_target_": "aligndetr.evaluation.COCOEvaluator",
+        "output_dir": folder,
+    }
+    setup(cfg, arguments())
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert (f"`dataloader.evaluator.output_dir` (='{folder}')" in log) != same
 
 
 def test_a_fast_dev_run_has_a_warm_up_that_fits(cfg):

@@ -184,6 +184,8 @@ def test_weights_alone_need_a_config_named(folder, predictor):
         bare, CONFIG, overrides=SMALL, class_names=NAMES, device="cpu"
     )
     assert found(IMAGES[0], 0).to_coco() == predictor(IMAGES[0], 0).to_coco()
+    with pytest.raises(ValueError, match=r"2 `category_ids` for \d+ classes; .* in this order: "):
+        predictor(IMAGES[0], 0).to_coco(category_ids=[3, 17])
     assert found.class_names == predictor.class_names == tuple(NAMES)
 
 
