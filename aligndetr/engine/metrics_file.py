@@ -18,7 +18,7 @@ def has_evaluation(metrics_json: Path, num_done: int) -> bool:
     A periodic evaluation stands at the iteration before, that at the end of a run at `num_done`.
     """
     return any(
-        scalars["iteration"] in (num_done - 1, num_done) and any("/" in key for key in scalars)
+        scalars["iteration"] in (num_done - 1, num_done) and _is_evaluated(scalars)
         for _, scalars in _lines(metrics_json)
     )
 
@@ -30,7 +30,9 @@ def cut_at(metrics_json: Path, start_iter: int) -> None:
     """
     end = 0
     for end_of_line, scalars in _lines(metrics_json):
-        if scalars["iteration"] >= start_iter and "total_loss" in scalars:
+        # A run that finds its last evaluation missing makes up for it at `start_iter`.
+        only_evaluated = _is_evaluated(scalars) and "total_loss" not in scalars
+        if scalars["iteration"] >= start_iter and not only_evaluated:
             break
         end = end_of_line
     if not metrics_json.exists() or end == metrics_json.stat().st_size:
@@ -39,6 +41,10 @@ def cut_at(metrics_json: Path, start_iter: int) -> None:
     shutil.copyfile(metrics_json, copy)
     os.truncate(metrics_json, end)
     logger.info("%s goes on at iteration %d; %s is what it was", metrics_json, start_iter, copy)
+
+
+def _is_evaluated(scalars: dict) -> bool:
+    return any("/" in key for key in scalars)
 
 
 def _lines(metrics_json: Path) -> Iterator[tuple[int, dict]]:

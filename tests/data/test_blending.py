@@ -1,5 +1,7 @@
 """Blending has fvcore's pixels, whatever the weights."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
@@ -29,19 +31,36 @@ def test_colour_augmentations(augmentation):
         np.testing.assert_array_equal(blended, transform.apply_image(IMAGE))
 
 
-@pytest.mark.parametrize("adds_alike", [True, False])
-@pytest.mark.parametrize(
-    "image", [IMAGE, IMAGE[:, ::-1, ::-1], IMAGE / 255], ids=["rgb", "bgr", "float"]
-)
-def test_saturation_draws_and_blends_as_detectron2(image, adds_alike, monkeypatch):
-    monkeypatch.setattr(blending, "_adds_as_dot_does", lambda: adds_alike)
+IMAGES = {"rgb": IMAGE, "bgr": IMAGE[:, ::-1, ::-1], "float": IMAGE / 255}
+
+
+def drawn_alike(image):
+    """The change of saturation as detectron2 draws it, and ours."""
     augmentation = T.RandomSaturation(0.2, 3)
-    np.random.seed(0)
-    expected = augmentation.get_transform(image)
-    np.random.seed(0)
-    found = random_saturation(augmentation, image)
-    np.testing.assert_array_equal(found.src_image, expected.src_image)
-    assert (found.src_weight, found.dst_weight) == (expected.src_weight, expected.dst_weight)
+    for get_transform in (augmentation.get_transform, partial(random_saturation, augmentation)):
+        np.random.seed(0)
+        yield get_transform(image)
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("dot", ["as it is", "adds otherwise"])
+def test_saturation_is_drawn_and_blended_as_in_detectron2(image, dot, monkeypatch):
+    if dot == "adds otherwise":
+        monkeypatch.setattr(blending, "_adds_as_dot_does", lambda: False)
+    theirs, ours = drawn_alike(image)
+    np.testing.assert_array_equal(ours.src_image, theirs.src_image)
+    assert (ours.src_weight, ours.dst_weight) == (theirs.src_weight, theirs.dst_weight)
+
+
+def test_saturation_adds_one_channel_to_the_next(monkeypatch):
+    """As dot products do where a product is rounded before it is added, which not all do."""
+    monkeypatch.setattr(blending, "_adds_as_dot_does", lambda: True)
+    theirs, ours = drawn_alike(IMAGE)
+    red, green, blue = (IMAGE[..., channel].astype(np.float64) for channel in range(3))
+    expected = (red * 0.299 + green * 0.587) + blue * 0.114
+    np.testing.assert_array_equal(ours.src_image[..., 0], expected)
+    np.testing.assert_allclose(ours.src_image, theirs.src_image, rtol=1e-15, atol=0)
+    assert (ours.src_weight, ours.dst_weight) == (theirs.src_weight, theirs.dst_weight)
 
 
 @pytest.mark.parametrize("order", ["F", "C"])

@@ -27,6 +27,19 @@ def test_no_file_tells_of_none_and_is_not_cut(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_lines_of_iterations_that_are_done_again_go_and_a_last_evaluation_stays(tmp_path):
+    begun = {"iteration": 4, "eta_seconds": 22.9}  # written where another process had died
+    path = write(tmp_path, TRAINED, EVALUATED, begun)
+    cut_at(path, 4)
+    kept = path.read_text()
+    assert kept == json.dumps(TRAINED) + "\n" + json.dumps(EVALUATED) + "\n"
+
+    made_up_for = json.dumps(EVALUATED | {"iteration": 4}) + "\n"
+    path.write_text(kept + made_up_for + json.dumps(TRAINED | EVALUATED | {"iteration": 4}) + "\n")
+    cut_at(path, 4)
+    assert path.read_text() == kept + made_up_for
+
+
 NOT_WHOLE = {
     "cut": '{"iteration": 3, "bb',
     "no end": json.dumps(EVALUATED),
