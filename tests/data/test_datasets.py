@@ -220,7 +220,7 @@ def test_an_image_that_vanishes_later_is_found_before_training(tmp_path):
         ({"json_file": "x.json"}, "dataset.val_json is given but dataset.val_images is not"),
         ({"image_root": "x"}, "dataset.val_images is given but dataset.val_json is not"),
         ({"json_file": "absent.json", "image_root": "."}, "absent.json.*Correct dataset.val_json"),
-        ({"root": "absent"}, r"dataset.root='absent' is no folder \(looked in '/.*absent'\)"),
+        ({"root": "absent"}, r"dataset.root='absent' is no folder \(looked in '.*absent'\)"),
         ({"root": "."}, "instances_val2017.json' and '.*instances_val.json"),
         ({"root": ".", "json_file": "x.json"}, r"looked for 'val2017' and 'val'"),
     ],

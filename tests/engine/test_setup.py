@@ -270,7 +270,7 @@ def test_results_that_go_to_another_folder_are_said(same, cfg, tmp_path):
     }
     setup(cfg, arguments())
     log = (tmp_path / "output" / "log.txt").read_text()
-    assert (f"`dataloader.evaluator.output_dir` (='{folder}')" in log) != same
+    assert (f"`dataloader.evaluator.output_dir` (={folder!r})" in log) != same
 
 
 def test_a_fast_dev_run_has_a_warm_up_that_fits(cfg):
